@@ -1,0 +1,68 @@
+"""What every door (`python -m compress.<verb>`) shares: common options, error to exit code, output.
+
+Results go to stdout, progress and notes to stderr. `--json` prints exactly one object on stdout.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from typing import Any, Callable, List, Optional
+
+from compress.errors import CompressError
+
+__all__ = ["HelpFormatter", "add_common_options", "print_json", "run_door"]
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Show defaults, and keep the examples of the epilog as they are laid out."""
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that mean the same at every door."""
+    group = parser.add_argument_group("common options")
+    group.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    group.add_argument("-v", "--verbose", action="store_true", help="tell more on stderr")
+    group.add_argument("-q", "--quiet", action="store_true", help="no progress, no notes")
+
+
+def run_door(
+    parser: argparse.ArgumentParser,
+    work: Callable[[argparse.Namespace], Optional[int]],
+    argv: Optional[List[str]] = None,
+) -> int:
+    """Parse, do the work, and turn what went wrong into a message and an exit code.
+
+    Returns:
+        What `work` returned (None counts as 0), or the exit code of the error.
+    """
+    options = parser.parse_args(argv)
+    _set_up_logging(options)
+    try:
+        return work(options) or 0
+    except CompressError as err:
+        print(f"{parser.prog}: error: {err}", file=sys.stderr)
+        return err.exit_code
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON object on stdout. NaN and infinity are refused: they are not JSON."""
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def _set_up_logging(options: argparse.Namespace) -> None:
+    level = logging.INFO
+    if getattr(options, "verbose", False):
+        level = logging.DEBUG
+    if getattr(options, "quiet", False):
+        level = logging.ERROR
+        os.environ["TQDM_DISABLE"] = "1"
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("compress").setLevel(level)

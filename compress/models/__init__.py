@@ -1,0 +1,47 @@
+"""Plain torch modules that are rebuilt from data: `arch` names the class, `config` its arguments."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from compress.errors import UnsupportedModelError, UserInputError
+from compress.models.vgg import VGG
+
+__all__ = ["ARCHITECTURES", "build", "infer"]
+
+# Adding an architecture: a module class with `arch`, `config` and `infer_config`, named here.
+ARCHITECTURES: dict[str, Any] = {cls.arch: cls for cls in (VGG,)}
+
+
+def build(arch: str, config: Mapping[str, Any]) -> nn.Module:
+    """Build the registered architecture `arch` from its keyword arguments.
+
+    Raises:
+        UserInputError: `arch` is not registered, or `config` does not fit it.
+    """
+    if arch not in ARCHITECTURES:
+        raise UserInputError(
+            f"architecture {arch!r} is not known; expected one of {sorted(ARCHITECTURES)}"
+        )
+    try:
+        return ARCHITECTURES[arch](**config)
+    except (TypeError, ValueError, IndexError) as err:
+        raise UserInputError(f"the configuration does not fit architecture {arch!r}: {err}") from err
+
+
+def infer(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
+    """Find the architecture and the configuration that the tensors of a state_dict belong to.
+
+    Raises:
+        UnsupportedModelError: no registered architecture has these names and shapes.
+    """
+    for arch, cls in ARCHITECTURES.items():
+        config = cls.infer_config(state)
+        if config is not None:
+            return arch, config
+    names = ", ".join(list(state)[:3])
+    raise UnsupportedModelError(
+        f"the names in the checkpoint ({names}, …) fit none of {sorted(ARCHITECTURES)}; for a network "
+        "of your own give the function that builds it with --model package.module:factory"
+    )

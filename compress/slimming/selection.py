@@ -1,0 +1,157 @@
+"""How a channel is chosen: one global threshold on |γ|, then whole multiples per layer.
+
+Network slimming (Liu et al., "Learning Efficient Convolutional Networks through Network Slimming",
+arXiv 1708.06519) ranks the channels of all layers together by the BatchNorm scale γ:
+
+1. threshold = sorted |γ| of all prunable channels, at index int(total * pruning_ratio);
+2. channels with |γ| above the threshold survive;
+3. each layer's count is rounded up to a multiple of `round_to`, at least `min_channels`, and the
+   places that rounding opened go to the layer's next largest |γ|.
+
+Worked example, two layers, pruning_ratio 0.5, round_to 2, min_channels 2:
+
+    |γ| of a: 0.9 0.1 0.5 0.2     |γ| of b: 0.3 0.8 0.7 0.05
+    sorted: 0.05 0.1 0.2 0.3 [0.5] 0.7 0.8 0.9     index int(8 * 0.5) = 4, threshold 0.5
+    a: 0.9 survives (1), rounded up to 2: 0.5 joins     kept channels 0, 2
+    b: 0.8 and 0.7 survive (2)                          kept channels 1, 2
+    true pruned ratio 1 - 4/8 = 0.5
+
+Equal values at the threshold go together: the rule keeps what is strictly above it. A ratio of 0
+removes nothing.
+int(total * pruning_ratio) is computed in floating point as written, so 0.29 of 100 is index 28.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compress.errors import UnsupportedModelError, UserInputError
+
+__all__ = ["Selection", "check_ratio", "global_threshold", "select_channels"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which channels stay.
+
+    Attributes:
+        pruning_ratio: share of channels that was asked to go, in [0, 1).
+        threshold: the global threshold on |γ|.
+        kept: per group the indices of the channels that stay, ascending, int64.
+        totals: per group the channels that it had.
+    """
+
+    pruning_ratio: float
+    threshold: float
+    kept: dict[str, Tensor]
+    totals: dict[str, int]
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Channels that stay, per group."""
+        return {name: len(indices) for name, indices in self.kept.items()}
+
+    @property
+    def true_pruned_ratio(self) -> float:
+        """Share of all prunable channels that really go, after rounding."""
+        return 1 - sum(self.widths.values()) / sum(self.totals.values())
+
+    def removed(self, name: str) -> Tensor:
+        """Indices of the channels of one group that go, ascending, int64."""
+        goes = torch.ones(self.totals[name], dtype=torch.bool)
+        goes[self.kept[name]] = False
+        return goes.nonzero().flatten()
+
+
+def select_channels(
+    scores: Mapping[str, Tensor],
+    pruning_ratio: float,
+    *,
+    round_to: int = 8,
+    min_channels: int = 8,
+) -> Selection:
+    """Choose the channels that stay.
+
+    Args:
+        scores: per group one score a channel, (C,), as |γ|.
+        pruning_ratio: share of all channels to remove, in [0, 1).
+        round_to: every narrowed layer gets a multiple of this, at least 1.
+        min_channels: no layer gets narrower than this, at least 1.
+
+    Raises:
+        UserInputError: an argument is out of range, or no multiple of `round_to` fits a layer.
+        UnsupportedModelError: a score is not finite, or all scores are equal.
+    """
+    check_ratio(pruning_ratio)
+    if round_to < 1 or min_channels < 1:
+        raise UserInputError(
+            f"--round-to is {round_to} and --min-channels is {min_channels}; expected at least 1"
+        )
+    scores = {name: score.detach().abs().float().cpu() for name, score in scores.items()}
+    _check_scores(scores)
+    threshold = global_threshold(scores, pruning_ratio)
+    bar = threshold if pruning_ratio > 0 else -math.inf
+    return Selection(
+        pruning_ratio=pruning_ratio,
+        threshold=threshold,
+        kept={
+            name: _keep(name, score, bar, round_to, min_channels)
+            for name, score in scores.items()
+        },
+        totals={name: len(score) for name, score in scores.items()},
+    )
+
+
+def global_threshold(scores: Mapping[str, Tensor], pruning_ratio: float) -> float:
+    """Return the sorted scores of all groups together at index int(total * pruning_ratio)."""
+    everything = torch.cat([score.flatten() for score in scores.values()]).sort().values
+    return everything[int(len(everything) * pruning_ratio)].item()
+
+
+def check_ratio(pruning_ratio: float) -> None:
+    """Raise UserInputError unless 0 <= pruning_ratio < 1."""
+    if not 0 <= pruning_ratio < 1:  # NaN fails this too
+        raise UserInputError(
+            f"--ratio is {pruning_ratio}; expected 0 <= ratio < 1, the share of channels to remove"
+        )
+
+
+def _keep(name: str, score: Tensor, threshold: float, round_to: int, min_channels: int) -> Tensor:
+    survivors = int((score > threshold).sum())
+    width = round_to * math.ceil(max(survivors, min_channels) / round_to)
+    if survivors == len(score):
+        width = survivors  # nothing goes, so there is nothing to round
+    if width > len(score):
+        raise UserInputError(
+            f"{name}: {survivors} of {len(score)} channels survive threshold {threshold:.4g}, and no "
+            f"multiple of {round_to} that is at least {max(survivors, min_channels)} fits into "
+            f"{len(score)}; lower --round-to or --min-channels, or leave the layer out with --ignore"
+        )
+    # A stable sort gives equal scores to the lower index, so the choice is the same everywhere.
+    largest = score.sort(descending=True, stable=True).indices[:width]
+    return largest.sort().values
+
+
+def _check_scores(scores: Mapping[str, Tensor]) -> None:
+    if not scores:
+        raise UnsupportedModelError(
+            "no channel can be removed: the network has no BatchNorm whose channels may go, or "
+            "--ignore matches all of them"
+        )
+    for name, score in scores.items():
+        if not torch.isfinite(score).all():
+            bad = int((~torch.isfinite(score)).sum())
+            raise UnsupportedModelError(
+                f"{name}: {bad} of {len(score)} γ are NaN or infinite; the training diverged, so "
+                "take an earlier checkpoint"
+            )
+    low = min(score.min().item() for score in scores.values())
+    high = max(score.max().item() for score in scores.values())
+    if low == high:
+        raise UnsupportedModelError(
+            f"all |γ| are {high:.4g}, so channels cannot be ranked; expected a trained network, "
+            "best with --sparsity-lambda (python -m compress.finetune)"
+        )
