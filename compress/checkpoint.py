@@ -104,8 +104,8 @@ def save(
     arch, config = getattr(model, "arch", None), getattr(model, "config", None)
     if not isinstance(arch, str) or not isinstance(config, dict):
         raise UnsupportedModelError(
-            f"{type(model).__name__} has no `arch` and `config` to rebuild it from; expected a model "
-            "of compress.models, or one built through a factory"
+            f"{type(model).__name__} has no `arch` and `config` to rebuild it from; expected a "
+            "model of compress.models, or one built through a factory"
         )
     if path.exists() and not force:
         raise UserInputError(f"output {path} exists; choose another name, or replace it with force")
@@ -234,8 +234,8 @@ def _foreign_state(content: Any, path: Path) -> dict[str, Tensor]:
     if not _is_state(content):
         found = ", ".join(map(str, list(content)[:5])) if isinstance(content, Mapping) else ""
         raise UserInputError(
-            f"checkpoint {path} holds no weights: found {type(content).__name__} ({found}); expected "
-            f"a state_dict, alone or under one of {', '.join(WEIGHT_KEYS)}"
+            f"checkpoint {path} holds no weights: found {type(content).__name__} ({found}); "
+            f"expected a state_dict, alone or under one of {', '.join(WEIGHT_KEYS)}"
         )
     state = dict(content)
     while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in state)), None):

@@ -25,7 +25,9 @@ def replacing(path: Path) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix="." + path.name + ".", suffix=".part", dir=path.parent)
+        handle, name = tempfile.mkstemp(
+            prefix="." + path.name + ".", suffix=".part", dir=path.parent
+        )
         os.close(handle)
     except OSError as err:
         raise UserInputError(
@@ -36,7 +38,9 @@ def replacing(path: Path) -> Iterator[Path]:
         yield part
         with open(part, "rb") as written:
             os.fsync(written.fileno())
-        os.chmod(part, 0o666 & ~_umask())  # mkstemp makes 0600, which would hide results from a group
+        os.chmod(
+            part, 0o666 & ~_umask()
+        )  # mkstemp makes 0600, which would hide results from a group
         os.replace(part, path)
         _sync_folder(path.parent)
     finally:

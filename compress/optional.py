@@ -1,4 +1,4 @@
-"""Import a heavy or optional package where it is needed, and say what it is for when it is missing."""
+"""Import a heavy or optional package where it is needed; say what for when it is missing."""
 
 import importlib
 from types import ModuleType

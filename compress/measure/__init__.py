@@ -1,1 +1,1 @@
-"""."""
+"""What a model costs: multiply-adds, parameters and latency, and on which machine."""

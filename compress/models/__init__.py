@@ -1,4 +1,4 @@
-"""Plain torch modules that are rebuilt from data: `arch` names the class, `config` its arguments."""
+"""Plain torch modules that are rebuilt from data: `arch` names the class, `config` its keywords."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +27,9 @@ def build(arch: str, config: Mapping[str, Any]) -> nn.Module:
     try:
         return ARCHITECTURES[arch](**config)
     except (TypeError, ValueError, IndexError) as err:
-        raise UserInputError(f"the configuration does not fit architecture {arch!r}: {err}") from err
+        raise UserInputError(
+            f"the configuration does not fit architecture {arch!r}: {err}"
+        ) from err
 
 
 def infer(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
@@ -42,6 +44,6 @@ def infer(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
             return arch, config
     names = ", ".join(list(state)[:3])
     raise UnsupportedModelError(
-        f"the names in the checkpoint ({names}, …) fit none of {sorted(ARCHITECTURES)}; for a network "
-        "of your own give the function that builds it with --model package.module:factory"
+        f"the names in the checkpoint ({names}, …) fit none of {sorted(ARCHITECTURES)}; for a "
+        "network of your own give the function that builds it with --model package.module:factory"
     )

@@ -39,7 +39,8 @@ class VGG(nn.Module):
         pooled: side of the map that the linear layers read, made by adaptive average pooling.
         dropout: rate behind every hidden linear layer, in [0, 1).
 
-    Shapes: image (N, in_channels, H, W), with H and W at least 2 ** stages; logits (N, num_classes).
+    Shapes: image (N, in_channels, H, W), H and W at least 2 ** stages; logits
+    (N, num_classes).
     """
 
     arch = "vgg"

@@ -98,8 +98,7 @@ def select_channels(
         pruning_ratio=pruning_ratio,
         threshold=threshold,
         kept={
-            name: _keep(name, score, bar, round_to, min_channels)
-            for name, score in scores.items()
+            name: _keep(name, score, bar, round_to, min_channels) for name, score in scores.items()
         },
         totals={name: len(score) for name, score in scores.items()},
     )
@@ -126,9 +125,10 @@ def _keep(name: str, score: Tensor, threshold: float, round_to: int, min_channel
         width = survivors  # nothing goes, so there is nothing to round
     if width > len(score):
         raise UserInputError(
-            f"{name}: {survivors} of {len(score)} channels survive threshold {threshold:.4g}, and no "
-            f"multiple of {round_to} that is at least {max(survivors, min_channels)} fits into "
-            f"{len(score)}; lower --round-to or --min-channels, or leave the layer out with --ignore"
+            f"{name}: {survivors} of {len(score)} channels survive threshold {threshold:.4g}, and "
+            f"no multiple of {round_to} that is at least {max(survivors, min_channels)} fits "
+            f"into {len(score)}; lower --round-to or --min-channels, or leave the layer out with "
+            "--ignore"
         )
     # A stable sort gives equal scores to the lower index, so the choice is the same everywhere.
     largest = score.sort(descending=True, stable=True).indices[:width]

@@ -1,0 +1,75 @@
+"""Handwritten digits that come with scikit-learn: real data without a download.
+
+1,797 images of 8x8 pixels with grey levels 0 … 16 (the test set of UCI's "Optical Recognition of
+Handwritten Digits"), shown as grey RGB.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from compress.data.image_data import ImageData, Preprocessing, Split, data_identity
+from compress.data.pictures import MemorySource, in_threads, prepare
+from compress.data.splits import stratified_split
+from compress.optional import require
+
+__all__ = ["load_digits"]
+
+DEFAULT_SIZE = 32
+SHARES = {"train": 50, "validation": 10, "calibration": 15, "test": 25}
+
+
+def load_digits(*, image_size: int | None = None, seed: int = 0) -> ImageData:
+    """Return the digits, split 50 / 10 / 15 / 25 % class by class.
+
+    Args:
+        image_size: side that the 8x8 images are resized to, pixels; 32 by default.
+        seed: seed of the split.
+
+    Raises:
+        UserInputError: `image_size` is below 1.
+        ToolchainError: scikit-learn or Pillow is missing.
+    """
+    preprocessing = _preprocessing(DEFAULT_SIZE if image_size is None else image_size)
+    bunch = require("sklearn.datasets", "the digits").load_digits()
+    grey = np.rint(bunch.images * (255 / 16)).astype(np.uint8)  # (N, 8, 8)
+    labels = bunch.target.astype(np.int64)
+    classes = tuple(str(name) for name in bunch.target_names)
+    positions = stratified_split(labels, SHARES, seed)
+    source = MemorySource(torch.from_numpy(_resized(grey, preprocessing)))
+    return ImageData(
+        name="digits",
+        classes=classes,
+        splits={
+            split: Split(source, torch.from_numpy(part), torch.from_numpy(labels[part]))
+            for split, part in positions.items()
+        },
+        preprocessing=preprocessing,
+        sha256=data_identity(
+            name="digits",
+            classes=classes,
+            preprocessing=preprocessing,
+            seed=seed,
+            positions=positions,
+            content=[grey.tobytes(), labels.astype("<i8").tobytes()],
+        ),
+    )
+
+
+def _preprocessing(image_size: int) -> Preprocessing:
+    return Preprocessing(
+        image_size=image_size,
+        resize="pillow-bicubic",
+        resize_size=image_size,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+    )
+
+
+def _resized(grey: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    pillow = require("PIL.Image", "resizing images")
+    return np.stack(
+        in_threads(
+            lambda pixels: prepare(pillow.fromarray(pixels).convert("RGB"), preprocessing), grey
+        )
+    )

@@ -1,0 +1,240 @@
+"""What every data set looks like: four splits of square uint8 RGB images, and how to normalise them.
+
+Images stay uint8 until the last moment: a quarter of the memory of float32, and the same bytes for
+training, measuring and exporting. `Preprocessing` says how they came to be, and travels with
+checkpoints so that a later step prepares its images in the same way.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from compress.data.splits import SPLITS
+from compress.errors import UserInputError
+
+__all__ = ["ImageData", "ImageSource", "Preprocessing", "Split", "data_identity"]
+
+RESIZES = ("pillow-bicubic",)
+RGB = tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How a picture becomes a network input.
+
+    The shorter side is resized to `resize_size`, the centre square of `image_size` is cut out, and
+    each channel is normalised as (value / 255 - mean) / std.
+
+    Attributes:
+        image_size: side of the square input, pixels.
+        resize: "pillow-bicubic", Pillow's antialiased filter. `torch.nn.functional.interpolate` is
+            no substitute: it differs by several grey levels.
+        resize_size: length of the shorter side before the crop; `image_size` when nothing is cut.
+        mean: per channel R, G, B, of values in [0, 1].
+        std: per channel R, G, B, of values in [0, 1], above 0.
+    """
+
+    image_size: int
+    resize: str
+    resize_size: int
+    mean: RGB
+    std: RGB
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise UserInputError(f"image size is {self.image_size}; expected at least 1 pixel")
+        if self.resize_size < self.image_size:
+            raise UserInputError(
+                f"resize size is {self.resize_size}; expected at least the image size "
+                f"{self.image_size}, which is cut out of the resized picture"
+            )
+        if self.resize not in RESIZES:
+            raise UserInputError(
+                f"resize is {self.resize!r}; expected one of {', '.join(RESIZES)}"
+            )
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(std > 0 for std in self.std):
+            raise UserInputError(
+                f"mean is {self.mean} and std is {self.std}; expected three numbers each, std above 0"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> "Preprocessing":
+        """Rebuild what `to_dict` gave.
+
+        Raises:
+            UserInputError: a field is missing, unknown, or out of range.
+        """
+        names = {field.name for field in fields(cls)}
+        if set(value) != names:
+            raise UserInputError(
+                f"preprocessing has the fields {sorted(value)}; expected {sorted(names)}"
+            )
+        try:
+            return cls(
+                image_size=int(value["image_size"]),
+                resize=str(value["resize"]),
+                resize_size=int(value["resize_size"]),
+                mean=tuple(map(float, value["mean"])),  # type: ignore[arg-type]  # length checked
+                std=tuple(map(float, value["std"])),  # type: ignore[arg-type]  # length checked
+            )
+        except (TypeError, ValueError) as err:
+            raise UserInputError(
+                f"preprocessing is {dict(value)}; expected numbers for sizes, mean and std ({err})"
+            ) from err
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Return float32 inputs of uint8 images, (B, 3, S, S), on the same device."""
+        return self.standardize(images.float() / 255)
+
+    def standardize(self, images: Tensor) -> Tensor:
+        """Return (images - mean) / std of float images in [0, 1], (B, 3, S, S)."""
+        mean = torch.tensor(self.mean, device=images.device, dtype=images.dtype)
+        std = torch.tensor(self.std, device=images.device, dtype=images.dtype)
+        return (images - mean[:, None, None]) / std[:, None, None]
+
+
+class ImageSource(Protocol):
+    """Where the images of a split come from."""
+
+    @property
+    def lazy(self) -> bool:
+        """Whether reading costs enough to be worth doing ahead."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images, pixels."""
+
+    def read(self, positions: Tensor) -> Tensor:
+        """Return the uint8 images at `positions` (B,), as (B, 3, S, S)."""
+
+
+class Split:
+    """One of train, validation, calibration, test: images of a source, and their labels.
+
+    Attributes:
+        labels: (N,) int64.
+        positions: (N,) int64, where each image lies in the source.
+    """
+
+    def __init__(self, source: ImageSource, positions: Tensor, labels: Tensor) -> None:
+        self.source = source
+        self.positions = positions
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def images(self, indices: Tensor) -> Tensor:
+        """Return the uint8 RGB images at `indices` (B,) of this split, as (B, 3, S, S).
+
+        Raises:
+            UserInputError: an image file cannot be decoded.
+        """
+        size = self.source.image_size
+        if len(indices) == 0:
+            return torch.empty(0, 3, size, size, dtype=torch.uint8)
+        return self.source.read(self.positions[indices.cpu()])
+
+    def batches(
+        self, batch_size: int, *, order: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield uint8 images (B, 3, S, S) and labels (B,); the last batch may be smaller.
+
+        While one batch is worked on, the next is decoded in a thread if that takes time at all.
+
+        Args:
+            batch_size: images in a batch, at least 1.
+            order: the indices to visit, (M,); by default 0 … N-1.
+
+        Raises:
+            UserInputError: `batch_size` is below 1, or an image file cannot be decoded.
+        """
+        if batch_size < 1:
+            raise UserInputError(f"--batch-size is {batch_size}; expected at least 1")
+        indices = torch.arange(len(self)) if order is None else order.cpu()
+        steps = indices.split(batch_size) if len(indices) else ()
+        return self._ahead(steps) if self.source.lazy else self._at_once(steps)
+
+    def _at_once(self, steps: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        for step in steps:
+            yield self.images(step), self.labels[step]
+
+    def _ahead(self, steps: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="images") as reader:
+            waiting = None
+            for step in steps:
+                coming = reader.submit(self.images, step), self.labels[step]
+                if waiting is not None:
+                    yield waiting[0].result(), waiting[1]
+                waiting = coming
+            if waiting is not None:
+                yield waiting[0].result(), waiting[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageData:
+    """A labelled data set.
+
+    Attributes:
+        name: what kind it is, such as "digits".
+        classes: the name of each label.
+        splits: under "train", "validation", "calibration" and "test".
+        preprocessing: how the images were prepared, and how to normalise them.
+        sha256: identity of the content, the classes, the split, the seed and the preprocessing.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    splits: Mapping[str, Split]
+    preprocessing: Preprocessing
+    sha256: str
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Return float32 inputs of uint8 images, (B, 3, S, S), on the same device."""
+        return self.preprocessing.normalize(images)
+
+
+def data_identity(
+    *,
+    name: str,
+    classes: tuple[str, ...],
+    preprocessing: Preprocessing,
+    seed: int,
+    positions: Mapping[str, NDArray[np.int64]],
+    content: Iterable[bytes],
+) -> str:
+    """Return a sha256 that changes with any image, label, class name, split, seed or size.
+
+    Args:
+        name: the kind of data.
+        classes: the class names in the order of the labels.
+        preprocessing: goes in with all its fields.
+        seed: the seed of the split.
+        positions: per split which images of `content` it holds.
+        content: the bytes of all images and labels (or their digests), in a fixed order.
+    """
+    head = {
+        "name": name,
+        "classes": classes,
+        "preprocessing": preprocessing.to_dict(),
+        "seed": seed,
+        "counts": {split: len(positions[split]) for split in SPLITS},
+    }
+    digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+    for split in SPLITS:
+        digest.update(positions[split].astype("<i8").tobytes())
+    for part in content:
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()

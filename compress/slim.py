@@ -1,0 +1,124 @@
+"""Remove channels that training made unimportant: network slimming of a checkpoint."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from compress.cli import HelpFormatter, add_common_options, print_json, run_door
+from compress.errors import UserInputError
+
+__all__ = ["main"]
+
+EPILOG = """examples:
+  python -m compress.slim --ratio 0.4 vgg16.pth
+  python -m compress.slim --ratio 0.2 0.4 0.6 --input-size 32 runs/quickstart/train/best.pth
+  python -m compress.slim --target-macs 0.5 --ignore 'features.1' --dry-run vgg16.pth
+  python -m compress.slim --ratio 0.3 --model mynets.resnet:resnet50 resnet50.pth
+
+writes vgg16.slim-0.4.pth (compress.load opens it) and vgg16.slim-0.4.report.json
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m compress.slim",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument("checkpoint", type=Path, help=".pth, .pt or .safetensors file")
+    amount = parser.add_mutually_exclusive_group(required=True)
+    amount.add_argument(
+        "--ratio",
+        type=float,
+        nargs="+",
+        metavar="R",
+        help="share of channels to remove, 0 <= R < 1; several give several networks",
+    )
+    for kind in ("macs", "params", "latency"):
+        words = f"find the ratio that leaves at most this share of the {kind}"
+        amount.add_argument(f"--target-{kind}", type=float, metavar="SHARE", help=words)
+    add = parser.add_argument
+    add("-o", "--output", type=Path, help="file to write; with several ratios a folder")
+    add("--round-to", type=int, default=8, metavar="N", help="round widths up to a multiple of N")
+    add("--min-channels", type=int, default=8, metavar="N", help="no layer gets narrower than N")
+    words = "leave layers like 'features.1*' alone; must match something; may be repeated"
+    add("--ignore", action="append", default=[], metavar="PATTERN", help=words)
+    add("--no-absorb", action="store_true", help="do not fold removed constants into biases")
+    add("--model", metavar="MODULE:FACTORY", help="function that builds a network of your own")
+    add("--input-size", type=int, metavar="PIXELS", help="side of the image (recorded one, or 224)")
+    add("--data", metavar="SPEC", help="compare outputs on digits, cifar10:DIR or folder:DIR")
+    add("--no-latency", action="store_true", help="skip the timing")
+    add("--dry-run", action="store_true", help="compute and print, write nothing")
+    add("--device", default="cpu", help="where to measure, such as cuda")
+    add("--seed", type=int, default=0, help="of the noise that outputs are compared on")
+    add("--force", action="store_true", help="replace existing outputs")
+    add("--unsafe-pickle", action="store_true", help="read pickled modules; runs the file's code")
+    add_common_options(parser)
+    return parser
+
+
+def _work(options: argparse.Namespace) -> int:
+    from compress.slimming.job import SlimJob, slim_checkpoint
+    from compress.slimming.slim import SlimOptions
+
+    target = next(
+        (
+            (kind, share)
+            for kind in ("macs", "params", "latency")
+            if (share := getattr(options, f"target_{kind}")) is not None
+        ),
+        None,
+    )
+    job = SlimJob(
+        checkpoint=options.checkpoint,
+        ratios=tuple(dict.fromkeys(options.ratio or ())),
+        target=target,
+        options=SlimOptions(
+            round_to=options.round_to,
+            min_channels=options.min_channels,
+            ignore=tuple(options.ignore),
+            absorb=not options.no_absorb,
+        ),
+        output=options.output,
+        force=options.force,
+        write=not options.dry_run,
+        factory=options.model,
+        unsafe_pickle=options.unsafe_pickle,
+        image_size=options.input_size,
+        data=options.data,
+        latency=not options.no_latency,
+        device=_device(options.device),
+        seed=options.seed,
+    )
+    reports = []
+    for report in slim_checkpoint(job):
+        reports.append(report.to_dict())
+        if not options.json:
+            print(report.to_text())
+    if options.json:
+        several = {key: reports[0][key] for key in ("schema", "versions")} | {"results": reports}
+        print_json(reports[0] if len(reports) == 1 else several)
+    return 0
+
+
+def _device(name: str) -> str:
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as err:
+        reason = str(err).splitlines()[0]
+        raise UserInputError(
+            f"--device {name} cannot be used ({reason}); try --device cpu"
+        ) from err
+    return name
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the door; return its exit code."""
+    return run_door(_parser(), _work, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""The figures of one slimming, as JSON and as the console block of the original logs."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from compress.measure.latency import Latency
+from compress.measure.macs import ModelCounts, log_flops_line
+from compress.measure.versions import hardware, versions
+from compress.slimming.slim import SlimOptions, SlimResult
+from compress.slimming.sparsity import GammaSparsity
+from compress.slimming.target import TargetReached
+
+__all__ = ["SCHEMA", "Absorption", "Figures", "SlimReport"]
+
+SCHEMA = "compress.slim/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What a network costs.
+
+    Attributes:
+        counts: MACs and parameters of one image.
+        compute: time of the forward alone; None where it was not measured.
+        process: time from image on the host to class on the host.
+    """
+
+    counts: ModelCounts
+    compute: Latency | None = None
+    process: Latency | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as JSON values."""
+        return {
+            "macs": self.counts.macs,
+            "flops_log_convention": self.counts.flops_log_convention,
+            "params": self.counts.params,
+            "latency_ms": self.compute.to_dict() if self.compute else None,
+            "process_latency_ms": self.process.to_dict() if self.process else None,
+            "output_shape": list(self.counts.output_shape),
+            "uncounted": list(self.counts.uncounted),
+        }
+
+    def log_lines(self) -> list[str]:
+        """Return the lines that the original logs print for a network."""
+        lines = log_flops_line(self.counts).splitlines()
+        if self.compute and self.process:
+            lines.append(
+                f"one process need {self.process.median_ms / 1000:.3f}s, "
+                f"model compute need: {self.compute.median_ms / 1000:.3f}s"
+            )
+        return lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class Absorption:
+    """How close the outputs stay to those of the unpruned network, relative, in the 2-norm.
+
+    Attributes:
+        applied: whether the written network has the constants folded in.
+        error_plain: removed channels simply cut.
+        error_absorbed: what they were worth on average folded into the next bias.
+        images: what the outputs were compared on.
+        not_absorbed: layers where folding was not possible.
+    """
+
+    applied: bool
+    error_plain: float
+    error_absorbed: float
+    images: str
+    not_absorbed: tuple[str, ...] = ()
+
+    def sentence(self) -> str:
+        """Return one line for the console."""
+        done = "folded into the next layers" if self.applied else "not folded (--no-absorb)"
+        gain = self.error_plain / self.error_absorbed if self.error_absorbed > 0 else float("inf")
+        return (
+            f"constants of removed channels: {done}; relative output error {self.error_plain:.3g} "
+            f"plain, {self.error_absorbed:.3g} folded ({gain:.1f} times closer) on {self.images}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlimReport:
+    """One slim network with all its figures."""
+
+    result: SlimResult
+    options: SlimOptions
+    before: Figures
+    after: Figures
+    absorption: Absorption
+    sparsity: GammaSparsity | None
+    source: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    target: TargetReached | None = None
+    output: str | None = None
+
+    @property
+    def threshold_text(self) -> str:
+        """The threshold as the logs print it: `tensor(0.3885)`."""
+        return str(torch.tensor(self.result.selection.threshold))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the network as JSON values."""
+        selection = self.result.selection
+        return {
+            "schema": SCHEMA,
+            "source": dict(self.source),
+            "output": self.output,
+            "predict_pruned_ratio": selection.pruning_ratio,
+            "true_pruned_ratio": selection.true_pruned_ratio,
+            "threshold": selection.threshold,
+            "widths": [layer.after for layer in self.result.layers],
+            "layers": [layer.to_dict() for layer in self.result.layers],
+            "before": self.before.to_dict(),
+            "after": self.after.to_dict(),
+            "target": asdict(self.target) if self.target else None,
+            "absorption": asdict(self.absorption),
+            "gamma": self.sparsity.to_dict() if self.sparsity else None,
+            "options": asdict(self.options),
+            "settings": dict(self.settings),
+            "versions": versions(),
+            "hardware": hardware(),
+        }
+
+    def to_text(self) -> str:
+        """Return the block of the original logs, then the table of layers."""
+        selection = self.result.selection
+        lines = [*self.before.log_lines(), *self.after.log_lines(), str(self.result.model)]
+        lines += [
+            f"predict pruned ratio: {selection.pruning_ratio}",
+            f"true pruned ratio: {selection.true_pruned_ratio}",
+            f"threshold: {self.threshold_text}",
+            str(torch.Size(self.after.counts.output_shape)),
+            "",
+            *self._layer_table(),
+            "",
+            *self._notes(),
+        ]
+        return "\n".join(lines)
+
+    def _layer_table(self) -> list[str]:
+        name_width = max(len("layer"), *(len(layer.name) for layer in self.result.layers))
+        rows = [f"{'layer':{name_width}}   width before -> after   kept    smallest |γ| kept"]
+        for layer in self.result.layers:
+            smallest = "left out" if layer.smallest_kept is None else f"{layer.smallest_kept:.4f}"
+            rows.append(
+                f"{layer.name:{name_width}}   {layer.before:12d} -> {layer.after:<5d}   "
+                f"{layer.share_kept:6.1%}   {smallest}"
+            )
+        return rows
+
+    def _notes(self) -> list[str]:
+        before, after = self.before.counts, self.after.counts
+        size = (
+            f"MACs {after.macs / before.macs:.1%} and params {after.params / before.params:.1%} "
+            f"of the unpruned network are left ({after.macs / 1e9:.4g} G, "
+            f"{after.params / 1e6:.4g} M)"
+        )
+        if self.before.compute and self.after.compute:
+            share = self.after.compute.median_ms / self.before.compute.median_ms
+            size += f", latency {share:.1%} ({self.after.compute.median_ms:.3g} ms)"
+        notes = [size]
+        if self.target:
+            notes.append(
+                f"target {self.target.kind} {self.target.wanted}: reached "
+                f"{self.target.reached:.4f} with --ratio {self.target.pruning_ratio}"
+            )
+        notes.append(self.absorption.sentence())
+        if after.uncounted:
+            notes.append(f"not counted in MACs: {', '.join(after.uncounted)}")
+        if self.output:
+            notes.append(f"written: {self.output}")
+        return notes

@@ -1,0 +1,91 @@
+"""How channels are removed from a model that tells its channel groups.
+
+Nothing is cut in place: every tensor that a group indexes is copied without the removed channels,
+and the model is built anew at its new widths around these tensors. What no group touches is shared
+with the original, so slimming needs little more memory than its result.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from compress.models import build
+from compress.models.channels import ChannelGroup, Slimmable, TensorSlice
+from compress.slimming.absorb import expected_relu, folded_bias
+from compress.slimming.patterns import matching
+from compress.slimming.selection import Selection
+
+__all__ = ["DeclaredChannels"]
+
+
+class DeclaredChannels:
+    """The channels of a model of ours: their scores, and the model without some of them.
+
+    Args:
+        model: left as it is.
+        ignore: patterns of layers that keep all their channels.
+    """
+
+    def __init__(self, model: nn.Module, ignore: Sequence[str] = ()) -> None:
+        if not isinstance(model, Slimmable):
+            raise TypeError(f"{type(model).__name__} tells no channel groups")
+        groups = model.channel_groups()
+        left_out = matching([group.name for group in groups], ignore)
+        self.groups = [group for group in groups if group.name not in left_out]
+        self._all_groups = groups
+        self._model: nn.Module = model
+        self._state = model.state_dict()
+
+    def scores(self) -> dict[str, Tensor]:
+        """Return |scale| (C,) of every group that may shrink, in the order of the network."""
+        return {group.name: self._state[group.scale].abs() for group in self.groups}
+
+    def widths(self) -> dict[str, int]:
+        """Return the channels of every group, those left out included."""
+        return {group.name: len(self._state[group.scale]) for group in self._all_groups}
+
+    def skeleton(self, selection: Selection) -> nn.Module:
+        """Return the slim model without its tensors, on the meta device: enough to count."""
+        widths = {**self.widths(), **selection.widths}
+        with torch.device("meta"):
+            return build(self._model.arch, self._model.config_with(widths))  # type: ignore[operator,arg-type]
+
+    def slim(self, selection: Selection, *, absorb: bool = True) -> nn.Module:
+        """Return the model without the removed channels, in eval mode.
+
+        Args:
+            selection: what stays, per group.
+            absorb: fold what the removed channels were worth into the layers that read them.
+        """
+        state: dict[str, Tensor] = dict(self._state)
+        if absorb:
+            for group in self.groups:
+                _absorb_(state, self._state, group, selection.removed(group.name))
+        for group in self.groups:
+            _cut_(state, group.slices, selection.kept[group.name])
+        slim = self.skeleton(selection)
+        slim.load_state_dict(state, strict=True, assign=True)
+        return slim.eval()
+
+
+def _absorb_(
+    state: dict[str, Tensor], original: Mapping[str, Tensor], group: ChannelGroup, removed: Tensor
+) -> None:
+    if group.consumer is None or group.shift is None or len(removed) == 0:
+        return
+    constants = expected_relu(original[group.scale][removed], original[group.shift][removed])
+    bias = group.consumer.tensor.removesuffix("weight") + "bias"
+    state[bias] = folded_bias(
+        state[bias], original[group.consumer.tensor], removed, constants, group.consumer
+    )
+
+
+def _cut_(state: dict[str, Tensor], slices: Sequence[TensorSlice], kept: Tensor) -> None:
+    for piece in slices:
+        tensor = state[piece.tensor]
+        if len(kept) * piece.repeat == tensor.shape[piece.dim]:
+            continue  # nothing goes: share the tensor instead of copying it
+        offsets = torch.arange(piece.repeat)
+        indices = (kept[:, None] * piece.repeat + offsets).flatten()
+        state[piece.tensor] = tensor.index_select(piece.dim, indices.to(tensor.device))
