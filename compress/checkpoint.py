@@ -170,7 +170,7 @@ def _read_torch(path: Path, unsafe_pickle: bool) -> Any:
         with torch.serialization.safe_globals(HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as err:
-        if "Unsupported global" not in str(err) and "weights_only" not in str(err).lower():
+        if "GLOBAL" not in str(err) and "allowlist" not in str(err):
             raise _unreadable(path, err) from err
         if not unsafe_pickle:
             raise UserInputError(

@@ -57,9 +57,7 @@ class Preprocessing:
                 f"{self.image_size}, which is cut out of the resized picture"
             )
         if self.resize not in RESIZES:
-            raise UserInputError(
-                f"resize is {self.resize!r}; expected one of {', '.join(RESIZES)}"
-            )
+            raise UserInputError(f"resize is {self.resize!r}; expected one of {', '.join(RESIZES)}")
         if len(self.mean) != 3 or len(self.std) != 3 or not all(std > 0 for std in self.std):
             raise UserInputError(
                 f"mean is {self.mean} and std is {self.std}; expected three numbers each, std above 0"
@@ -213,7 +211,7 @@ def data_identity(
     preprocessing: Preprocessing,
     seed: int,
     positions: Mapping[str, NDArray[np.int64]],
-    content: Iterable[bytes],
+    content: Iterable[bytes | memoryview],
 ) -> str:
     """Return a sha256 that changes with any image, label, class name, split, seed or size.
 

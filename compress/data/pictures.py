@@ -34,6 +34,9 @@ __all__ = [
     "prepare",
 ]
 
+# Every other format is refused before its reader runs: some start programs, as EPS does.
+FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -103,7 +106,7 @@ class FileSource:
 
     def _decode(self, path: Path) -> NDArray[np.uint8]:
         try:
-            with _pillow().open(path) as image:
+            with _pillow().open(path, formats=FORMATS) as image:
                 _check_depth(image)
                 return prepare(image.convert("RGB"), self.preprocessing)
         except Exception as err:  # decoders raise nearly anything on hostile bytes
@@ -144,7 +147,7 @@ def damage_of(content: bytes) -> str | None:
     truncated file for a fraction of what preparing it costs.
     """
     try:
-        with _pillow().open(io.BytesIO(content)) as image:
+        with _pillow().open(io.BytesIO(content), formats=FORMATS) as image:
             _check_depth(image)
             if image.format == "PNG":
                 image.verify()
@@ -172,7 +175,7 @@ def _reason(err: Exception) -> str:
     if isinstance(err, OSError) and err.strerror:
         return err.strerror
     if type(err).__name__ == "UnidentifiedImageError":  # its own text is a memory address
-        return "not an image in a format that Pillow reads"
+        return f"no image of the formats {', '.join(FORMATS)}"
     return str(err) or type(err).__name__
 
 

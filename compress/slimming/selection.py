@@ -19,6 +19,8 @@ Worked example, two layers, pruning_ratio 0.5, round_to 2, min_channels 2:
 Equal values at the threshold go together: the rule keeps what is strictly above it. A ratio of 0
 removes nothing.
 int(total * pruning_ratio) is computed in floating point as written, so 0.29 of 100 is index 28.
+Channels that can only go together (the same place in every group of a grouped convolution) are
+neighbours with one score, and a layer's count is then a multiple of their number too.
 """
 
 import math
@@ -72,6 +74,7 @@ def select_channels(
     *,
     round_to: int = 8,
     min_channels: int = 8,
+    channels_per_decision: Mapping[str, int] | None = None,
 ) -> Selection:
     """Choose the channels that stay.
 
@@ -80,6 +83,8 @@ def select_channels(
         pruning_ratio: share of all channels to remove, in [0, 1).
         round_to: every narrowed layer gets a multiple of this, at least 1.
         min_channels: no layer gets narrower than this, at least 1.
+        channels_per_decision: how many neighbouring channels of a group, equal in score, only go
+            together: of 2, channels 0 and 1, then 2 and 3, …; 1 where a group is not named.
 
     Raises:
         UserInputError: an argument is out of range, or no multiple of `round_to` fits a layer.
@@ -94,11 +99,13 @@ def select_channels(
     _check_scores(scores)
     threshold = global_threshold(scores, pruning_ratio)
     bar = threshold if pruning_ratio > 0 else -math.inf
+    together = channels_per_decision or {}
     return Selection(
         pruning_ratio=pruning_ratio,
         threshold=threshold,
         kept={
-            name: _keep(name, score, bar, round_to, min_channels) for name, score in scores.items()
+            name: _keep(name, score, bar, math.lcm(round_to, together.get(name, 1)), min_channels)
+            for name, score in scores.items()
         },
         totals={name: len(score) for name, score in scores.items()},
     )

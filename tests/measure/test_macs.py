@@ -131,8 +131,9 @@ def test_subclasses_are_counted_like_their_base() -> None:
 class Twice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.first = nn.Linear(6, 6)
-        self.second = self.first
+        linear = nn.Linear(6, 6)
+        self.first = nn.Sequential(linear)
+        self.second = nn.Sequential(linear)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.second(self.first(x.flatten(1)))
