@@ -3,7 +3,6 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 from compress.cli import HelpFormatter, add_common_options, print_json, run_door
 from compress.errors import UserInputError
@@ -20,34 +19,29 @@ writes vgg16.slim-0.4.pth (compress.load opens it) and vgg16.slim-0.4.report.jso
 """
 
 
-class _Ratios(argparse.Action):
-    """Numbers behind `--ratio`; a path that follows them is the checkpoint.
-
-    argparse itself would take everything up to the next option for ratios.
-    """
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        ratios = [float(value) for value in values if _is_number(value)]
-        others = [value for value in values if not _is_number(value)]
-        if not ratios or len(others) > 1 or (others and hasattr(namespace, "checkpoint")):
-            parser.error(f"argument --ratio: expected numbers, received {' '.join(values)!r}")
-        namespace.ratio = ratios
-        if others:
-            namespace.checkpoint = Path(others[0])
-
-
 def _is_number(text: str) -> bool:
     try:
         float(text)
     except ValueError:
         return False
     return True
+
+
+def _ratios_last(arguments: list[str]) -> list[str]:
+    """Move `--ratio` and its numbers to the end.
+
+    argparse would take the checkpoint in `--ratio 0.4 vgg16.pth` for one more ratio.
+
+    >>> _ratios_last(["--ratio", "0.2", "0.4", "vgg16.pth", "--json"])
+    ['vgg16.pth', '--json', '--ratio', '0.2', '0.4']
+    """
+    if "--ratio" not in arguments:
+        return arguments
+    start = arguments.index("--ratio")
+    end = start + 1
+    while end < len(arguments) and _is_number(arguments[end]):
+        end += 1
+    return arguments[:start] + arguments[end:] + arguments[start:end]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,17 +51,11 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=HelpFormatter,
     )
-    parser.add_argument(
-        "checkpoint",
-        type=Path,
-        nargs="?",
-        default=argparse.SUPPRESS,
-        help=".pth, .pt or .safetensors file",
-    )
+    parser.add_argument("checkpoint", type=Path, help=".pth, .pt or .safetensors file")
     amount = parser.add_mutually_exclusive_group(required=True)
     amount.add_argument(
         "--ratio",
-        action=_Ratios,
+        type=float,
         nargs="+",
         metavar="R",
         help="share of channels to remove, 0 <= R < 1; several give several networks",
@@ -96,8 +84,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _work(options: argparse.Namespace) -> int:
-    if not hasattr(options, "checkpoint"):
-        raise UserInputError("no checkpoint was given; expected the path of a .pth file to slim")
     from compress.slimming.job import SlimJob, slim_checkpoint
     from compress.slimming.slim import SlimOptions
 
@@ -156,7 +142,7 @@ def _device(name: str) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the door; return its exit code."""
-    return run_door(_parser(), _work, argv)
+    return run_door(_parser(), _work, _ratios_last(sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":

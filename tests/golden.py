@@ -89,9 +89,9 @@ def _weights(name: str, like: Tensor) -> Tensor:
         return torch.tensor(0)
     if name.endswith("running_var"):
         return torch.ones(like.shape)
-    if like.dim() == 4:  # keeps the scale of the signal from layer to layer
+    if like.dim() >= 2:  # keeps the scale of the signal from layer to layer
         generator = torch.Generator().manual_seed(like.shape[0])
-        std = (2 / (like.shape[1] * 9)) ** 0.5
+        std = (2 / like[0].numel()) ** 0.5
         return torch.randn(like.shape, generator=generator) * std
     return torch.zeros(like.shape)
 

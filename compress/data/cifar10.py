@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from compress.data.image_data import ImageData, ImageSource, Preprocessing, Split, data_identity
+from compress.data.image_data import ImageData, ImageSource, Preprocessing, assemble
 from compress.data.pictures import MemorySource, ResizingSource
 from compress.data.plain_pickle import PickledArray, load_plain_pickle
 from compress.data.splits import stratified_split
@@ -28,17 +28,8 @@ PIXELS = 3 * SIDE * SIDE
 RECORDS = 10_000  # in every file of either distribution
 MEMBER_LIMIT = 1 << 26  # bytes; twice what the largest official file has
 SHARES = {"train": 8, "validation": 1, "calibration": 1}
-CLASSES = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
+CLASSES: tuple[str, ...] = tuple(
+    ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 )
 
 Batch = tuple[NDArray[np.uint8], NDArray[np.int64]]  # (R, 3072) and (R,)
@@ -72,23 +63,15 @@ def load_cifar10(folder: Path, *, image_size: int | None = None, seed: int = 0) 
     images, labels, classes = _read(folder)
     positions = stratified_split(labels[: 5 * RECORDS], SHARES, seed)
     positions["test"] = np.arange(5 * RECORDS, 6 * RECORDS, dtype=np.int64)
-    source = _source(torch.from_numpy(images), preprocessing)
-    return ImageData(
-        name="cifar10",
+    return assemble(
+        "cifar10",
+        _source(torch.from_numpy(images), preprocessing),
         classes=classes,
-        splits={
-            split: Split(source, torch.from_numpy(part), torch.from_numpy(labels[part]))
-            for split, part in positions.items()
-        },
+        labels=labels,
+        positions=positions,
         preprocessing=preprocessing,
-        sha256=data_identity(
-            name="cifar10",
-            classes=classes,
-            preprocessing=preprocessing,
-            seed=seed,
-            positions=positions,
-            content=[images.reshape(-1).data, labels.astype("<i8").tobytes()],
-        ),
+        seed=seed,
+        content=[images.reshape(-1).data],
     )
 
 
@@ -126,8 +109,8 @@ def _read(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str
     missing = [name for name in distribution.batches if name not in seen]
     if missing:
         raise UserInputError(
-            f"{folder} has no {', '.join(missing)}; expected all six batches of CIFAR-10, so unpack "
-            f"{distribution.archive} again"
+            f"{folder} has no {', '.join(missing)}; expected all six batches of CIFAR-10, so "
+            f"unpack {distribution.archive} again"
         )
     return images.reshape(-1, 3, SIDE, SIDE), labels.reshape(-1), classes
 
@@ -197,9 +180,10 @@ def _python_batch(content: bytes, what: str) -> Batch:
     data, labels = fields.get("data"), fields.get("labels")
     if not isinstance(data, PickledArray) or not isinstance(labels, list):
         raise UserInputError(
-            f"{what} holds {sorted(fields)}; expected an array under 'data' and a list under 'labels'"
+            f"{what} holds {sorted(fields)}; expected an array under 'data' and a list under "
+            "'labels'; fetch it again"
         )
-    shape = getattr(data, "values", np.empty(0)).shape
+    shape = data.values.shape
     if shape != (RECORDS, PIXELS) or len(labels) != RECORDS:
         raise UserInputError(
             f"{what} has data of shape {shape} and {len(labels)} labels; expected "

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from compress.data.image_data import ImageData, Preprocessing, Split, data_identity
+from compress.data.image_data import ImageData, Preprocessing, assemble
 from compress.data.pictures import MemorySource, in_threads, prepare
 from compress.data.splits import stratified_split
 from compress.optional import require
@@ -36,23 +36,15 @@ def load_digits(*, image_size: int | None = None, seed: int = 0) -> ImageData:
     labels = bunch.target.astype(np.int64)
     classes = tuple(str(name) for name in bunch.target_names)
     positions = stratified_split(labels, SHARES, seed)
-    source = MemorySource(torch.from_numpy(_resized(grey, preprocessing)))
-    return ImageData(
-        name="digits",
+    return assemble(
+        "digits",
+        MemorySource(torch.from_numpy(_resized(grey, preprocessing))),
         classes=classes,
-        splits={
-            split: Split(source, torch.from_numpy(part), torch.from_numpy(labels[part]))
-            for split, part in positions.items()
-        },
+        labels=labels,
+        positions=positions,
         preprocessing=preprocessing,
-        sha256=data_identity(
-            name="digits",
-            classes=classes,
-            preprocessing=preprocessing,
-            seed=seed,
-            positions=positions,
-            content=[grey.tobytes(), labels.astype("<i8").tobytes()],
-        ),
+        seed=seed,
+        content=[grey.tobytes()],
     )
 
 

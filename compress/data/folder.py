@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from compress.data.image_data import ImageData, Preprocessing, Split, data_identity
+from compress.data.image_data import ImageData, Preprocessing, assemble
 from compress.data.pictures import FileSource, damage_of
 from compress.data.splits import SPLITS, split_names
 from compress.errors import UserInputError
@@ -79,23 +78,15 @@ def load_folder(folder: Path, *, image_size: int | None = None, seed: int = 0) -
     labels = np.array([label for _, label, _ in files], dtype=np.int64)
     held = np.array([split for _, _, split in files])
     positions = {split: np.flatnonzero(held == split).astype(np.int64) for split in SPLITS}
-    source = FileSource(paths, preprocessing)
-    return ImageData(
-        name="folder",
+    return assemble(
+        "folder",
+        FileSource(paths, preprocessing),
         classes=classes,
-        splits={
-            split: Split(source, torch.from_numpy(part), torch.from_numpy(labels[part]))
-            for split, part in positions.items()
-        },
+        labels=labels,
+        positions=positions,
         preprocessing=preprocessing,
-        sha256=data_identity(
-            name="folder",
-            classes=classes,
-            preprocessing=preprocessing,
-            seed=seed,
-            positions=positions,
-            content=_content(root, paths),
-        ),
+        seed=seed,
+        content=_content(root, paths),
     )
 
 
@@ -124,12 +115,18 @@ def _root_of(folder: Path) -> Path:
 
 def _parts(root: Path, seed: int) -> Parts:
     names = _folders(root)
-    if "train" in names and set(names) <= set(GIVEN):
-        return _parts_given({GIVEN[name]: _class_files(root / name) for name in names}, seed)
-    return _parts_given({"train": _class_files(root)}, seed)
+    if "train" not in names or not set(names) <= set(GIVEN):
+        return _divided({"train": _class_files(root)}, seed)
+    given = {GIVEN[name]: _class_files(root / name) for name in names}
+    if len(given) < len(names):
+        raise UserInputError(
+            f"{root} holds the folders {', '.join(names)}, two of them for one split; expected at "
+            "most one folder for validation; merge or remove one"
+        )
+    return _divided(given, seed)
 
 
-def _parts_given(given: Mapping[str, Mapping[str, list[Path]]], seed: int) -> Parts:
+def _divided(given: Mapping[str, Mapping[str, list[Path]]], seed: int) -> Parts:
     """Divide the training files among train and every split that is not given."""
     training = given["train"]
     shares = {split: SHARES[split] for split in SPLITS if split == "train" or split not in given}
@@ -140,7 +137,7 @@ def _parts_given(given: Mapping[str, Mapping[str, list[Path]]], seed: int) -> Pa
         divided = split_names(by_name, shares, seed)
         parts[name] = {split: [by_name[file] for file in divided[split]] for split in divided}
     for split in given.keys() - {"train"}:
-        _check_same_classes(split, given[split].keys(), training.keys())
+        _check_same_classes(split, set(given[split]), set(training))
         for name, paths in given[split].items():
             _check_count(paths, f"{split}/{name}", 1)
             parts[name][split] = paths
@@ -158,32 +155,30 @@ def _class_files(folder: Path) -> dict[str, list[Path]]:
 
 
 def _folders(folder: Path) -> list[str]:
-    with _listing(folder) as entries:
-        return sorted(entry.name for entry in entries if _shown(entry.name) and entry.is_dir())
+    return sorted(entry.name for entry in _entries(folder) if entry.is_dir())
 
 
 def _images(folder: Path) -> list[Path]:
-    with _listing(folder) as entries:
-        return sorted(
-            folder / entry.name
-            for entry in entries
-            if _shown(entry.name)
-            and os.path.splitext(entry.name)[1].lower() in EXTENSIONS
-            and entry.is_file()
-        )
+    return sorted(
+        folder / entry.name
+        for entry in _entries(folder)
+        if os.path.splitext(entry.name)[1].lower() in EXTENSIONS and entry.is_file()
+    )
 
 
-def _listing(folder: Path) -> "os._ScandirIterator[str]":
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Return what lies in a folder, but for hidden files and what macOS puts into archives."""
     try:
-        return os.scandir(folder)
+        with os.scandir(folder) as entries:
+            return [
+                entry
+                for entry in entries
+                if not entry.name.startswith(".") and entry.name != "__MACOSX"
+            ]
     except OSError as err:
         raise UserInputError(
             f"data folder {folder} cannot be listed ({err.strerror}); check its permissions"
         ) from err
-
-
-def _shown(name: str) -> bool:
-    return not name.startswith(".") and name != "__MACOSX"  # what macOS puts into archives
 
 
 def _check_count(paths: Sequence[Path], name: str, least: int) -> None:

@@ -1,4 +1,4 @@
-"""What every data set looks like: four splits of square uint8 RGB images, and how to normalise them.
+"""What every data set looks like: four splits of square uint8 RGB images.
 
 Images stay uint8 until the last moment: a quarter of the memory of float32, and the same bytes for
 training, measuring and exporting. `Preprocessing` says how they came to be, and travels with
@@ -20,7 +20,7 @@ from torch import Tensor
 from compress.data.splits import SPLITS
 from compress.errors import UserInputError
 
-__all__ = ["ImageData", "ImageSource", "Preprocessing", "Split", "data_identity"]
+__all__ = ["ImageData", "ImageSource", "Preprocessing", "Split", "assemble"]
 
 RESIZES = ("pillow-bicubic",)
 RGB = tuple[float, float, float]
@@ -60,7 +60,8 @@ class Preprocessing:
             raise UserInputError(f"resize is {self.resize!r}; expected one of {', '.join(RESIZES)}")
         if len(self.mean) != 3 or len(self.std) != 3 or not all(std > 0 for std in self.std):
             raise UserInputError(
-                f"mean is {self.mean} and std is {self.std}; expected three numbers each, std above 0"
+                f"mean is {self.mean} and std is {self.std}; expected three numbers each, with std "
+                "above 0"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -204,35 +205,62 @@ class ImageData:
         return self.preprocessing.normalize(images)
 
 
-def data_identity(
-    *,
+def assemble(
     name: str,
+    source: ImageSource,
+    *,
     classes: tuple[str, ...],
+    labels: NDArray[np.int64],
+    positions: Mapping[str, NDArray[np.int64]],
     preprocessing: Preprocessing,
     seed: int,
-    positions: Mapping[str, NDArray[np.int64]],
     content: Iterable[bytes | memoryview],
-) -> str:
-    """Return a sha256 that changes with any image, label, class name, split, seed or size.
+) -> ImageData:
+    """Return the data set made of a source and its split.
 
     Args:
         name: the kind of data.
+        source: gives the images.
         classes: the class names in the order of the labels.
-        preprocessing: goes in with all its fields.
+        labels: (N,), of all images of the source.
+        positions: per split which images of the source it holds.
+        preprocessing: how the source prepares images.
         seed: the seed of the split.
-        positions: per split which images of `content` it holds.
-        content: the bytes of all images and labels (or their digests), in a fixed order.
+        content: the bytes of all images before they were prepared, or their digests, in the
+            order of the source. With everything else they make up the identity.
     """
     head = {
         "name": name,
         "classes": classes,
         "preprocessing": preprocessing.to_dict(),
         "seed": seed,
-        "counts": {split: len(positions[split]) for split in SPLITS},
     }
     digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
-    for split in SPLITS:
-        digest.update(positions[split].astype("<i8").tobytes())
-    for part in content:
-        digest.update(hashlib.sha256(part).digest())
-    return digest.hexdigest()
+    for part in _parts_of_identity(labels, positions, content):
+        digest.update(
+            hashlib.sha256(part).digest()
+        )  # of equal length, so parts cannot run together
+    return ImageData(
+        name=name,
+        classes=classes,
+        splits={
+            split: Split(
+                source,
+                torch.from_numpy(positions[split]),
+                torch.from_numpy(labels[positions[split]]),
+            )
+            for split in SPLITS
+        },
+        preprocessing=preprocessing,
+        sha256=digest.hexdigest(),
+    )
+
+
+def _parts_of_identity(
+    labels: NDArray[np.int64],
+    positions: Mapping[str, NDArray[np.int64]],
+    content: Iterable[bytes | memoryview],
+) -> Iterator[bytes | memoryview]:
+    for numbers in (labels, *(positions[split] for split in SPLITS)):
+        yield numbers.astype("<i8").tobytes()  # the same on every machine
+    yield from content

@@ -45,7 +45,9 @@ def cutmix(
     """
     height, width = images.shape[-2:]
     top, bottom, left, right = cut_box(
-        rng.beta(alpha, alpha), (rng.integers(height), rng.integers(width)), (height, width)
+        rng.beta(alpha, alpha),
+        (int(rng.integers(height)), int(rng.integers(width))),
+        (height, width),
     )
     partner = _partners(images, rng)
     mixed = images.clone()
@@ -71,7 +73,7 @@ def cut_box(
     spans = []
     for middle, length in zip(centre, size, strict=True):
         cut = int(length * side)
-        start = int(middle) - cut // 2
+        start = middle - cut // 2
         spans += [max(start, 0), min(start + cut, length)]
     return spans[0], spans[1], spans[2], spans[3]
 

@@ -105,8 +105,9 @@ class FileSource:
         return _stack(in_threads(self._decode, [self.paths[place] for place in positions.tolist()]))
 
     def _decode(self, path: Path) -> NDArray[np.uint8]:
+        pillow = _pillow()
         try:
-            with _pillow().open(path, formats=FORMATS) as image:
+            with pillow.open(path, formats=FORMATS) as image:
                 _check_depth(image)
                 return prepare(image.convert("RGB"), self.preprocessing)
         except Exception as err:  # decoders raise nearly anything on hostile bytes
@@ -146,8 +147,9 @@ def damage_of(content: bytes) -> str | None:
     PNG is checked by its checksums and JPEG decoded at an eighth of its size, which both find a
     truncated file for a fraction of what preparing it costs.
     """
+    pillow = _pillow()
     try:
-        with _pillow().open(io.BytesIO(content), formats=FORMATS) as image:
+        with pillow.open(io.BytesIO(content), formats=FORMATS) as image:
             _check_depth(image)
             if image.format == "PNG":
                 image.verify()

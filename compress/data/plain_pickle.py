@@ -44,10 +44,10 @@ class PickledArray:
     """What a pickle says about one array of bytes.
 
     Attributes:
-        values: the uint8 array, once the pickle gave its content.
+        values: the array; empty until the pickle gives its content.
     """
 
-    values: NDArray[np.uint8]
+    values: NDArray[np.uint8] = np.empty(0, dtype=np.uint8)
 
     def __setstate__(self, state: Any) -> None:
         _version, shape, dtype, column_major, raw = state

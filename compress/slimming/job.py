@@ -11,16 +11,17 @@ from torch import Tensor, nn
 
 from compress.checkpoint import Checkpoint, model_from_checkpoint, read_checkpoint, save
 from compress.data.spec import load_data
-from compress.errors import UserInputError
+from compress.errors import UnsupportedModelError, UserInputError
 from compress.files import check_output, write_json
 from compress.measure.latency import measure_latency
 from compress.measure.macs import count
 from compress.optional import require
 from compress.slimming.report import Absorption, Figures, SlimReport
-from compress.slimming.selection import check_ratio
+from compress.slimming.scales import channel_scales
+from compress.slimming.selection import check_finite, check_ratio
 from compress.slimming.slim import SlimOptions, SlimResult, relative_error, slim_model
 from compress.slimming.sparsity import GammaSparsity, gamma_sparsity
-from compress.slimming.target import TargetReached, counted_share, find_ratio
+from compress.slimming.target import TargetReached, counted_share, find_ratio, image_shape
 
 __all__ = ["SlimJob", "report_path", "slim_checkpoint"]
 
@@ -84,6 +85,7 @@ def slim_checkpoint(job: SlimJob) -> Iterator[SlimReport]:
         job.checkpoint, factory=job.factory, unsafe_pickle=job.unsafe_pickle
     )
     model = model_from_checkpoint(checkpoint)
+    check_finite(channel_scales(model))  # before a forward that would only say "NaN somewhere"
     images, images_name = _images(job, checkpoint, model)
     _check_forward(model, images)
     sparsity = gamma_sparsity(model)
@@ -190,12 +192,17 @@ def _images(job: SlimJob, checkpoint: Checkpoint, model: nn.Module) -> tuple[Ten
 def _check_forward(model: nn.Module, images: Tensor) -> None:
     try:
         with torch.inference_mode():
-            model(images[:1])
+            output = model(images[:1])
     except Exception as err:  # whatever the layers raise for a size that they cannot take
         raise UserInputError(
             f"the network does not take images of {tuple(images.shape[1:])}: {err}; "
             "give the size that it was trained with by --input-size"
         ) from err
+    if isinstance(output, Tensor) and not torch.isfinite(output).all():
+        raise UnsupportedModelError(
+            "the network computes NaN or infinity before anything is removed; its weights are "
+            "damaged or its training diverged, so take an earlier checkpoint"
+        )
 
 
 def _search(job: SlimJob, model: nn.Module, example: Tensor) -> TargetReached | None:
@@ -247,7 +254,7 @@ def _compare(
 def _measure(
     job: SlimJob, before: nn.Module, after: nn.Module, image: Tensor
 ) -> tuple[Figures, Figures]:
-    shape = tuple(image.shape[1:])
+    shape = image_shape(image)
     counts = [count(model.cpu(), shape) for model in (before, after)]
     if not job.latency:
         return Figures(counts=counts[0]), Figures(counts=counts[1])
@@ -257,7 +264,7 @@ def _measure(
     subjects |= {
         f"{name}, process": _process(model, image, job.device) for name, model in models.items()
     }
-    times = measure_latency(subjects, max_seconds=10)
+    times = measure_latency(subjects, min_iterations=10, max_seconds=8)
     before.cpu(), after.cpu()
     first, second = (
         Figures(counts=c, compute=times[name], process=times[f"{name}, process"])

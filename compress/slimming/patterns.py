@@ -1,4 +1,4 @@
-"""Layer patterns, as `--ignore` takes them. A pattern that matches nothing is an error, not a no-op."""
+"""Layer patterns, as `--ignore` takes them. One that matches nothing is an error, not a no-op."""
 
 import difflib
 from collections.abc import Iterable, Sequence

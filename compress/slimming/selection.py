@@ -32,7 +32,7 @@ from torch import Tensor
 
 from compress.errors import UnsupportedModelError, UserInputError
 
-__all__ = ["Selection", "check_ratio", "global_threshold", "select_channels"]
+__all__ = ["Selection", "check_finite", "check_ratio", "global_threshold", "select_channels"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +125,17 @@ def check_ratio(pruning_ratio: float) -> None:
         )
 
 
+def check_finite(scores: Mapping[str, Tensor]) -> None:
+    """Raise UnsupportedModelError when a score is NaN or infinite, naming its layer."""
+    for name, score in scores.items():
+        bad = int((~torch.isfinite(score)).sum())
+        if bad:
+            raise UnsupportedModelError(
+                f"{name}: {bad} of {len(score)} γ are NaN or infinite; the training diverged, so "
+                "take an earlier checkpoint"
+            )
+
+
 def _keep(name: str, score: Tensor, threshold: float, round_to: int, min_channels: int) -> Tensor:
     survivors = int((score > threshold).sum())
     width = round_to * math.ceil(max(survivors, min_channels) / round_to)
@@ -148,13 +159,7 @@ def _check_scores(scores: Mapping[str, Tensor]) -> None:
             "no channel can be removed: the network has no BatchNorm whose channels may go, or "
             "--ignore matches all of them"
         )
-    for name, score in scores.items():
-        if not torch.isfinite(score).all():
-            bad = int((~torch.isfinite(score)).sum())
-            raise UnsupportedModelError(
-                f"{name}: {bad} of {len(score)} γ are NaN or infinite; the training diverged, so "
-                "take an earlier checkpoint"
-            )
+    check_finite(scores)
     low = min(score.min().item() for score in scores.values())
     high = max(score.max().item() for score in scores.values())
     if low == high:

@@ -134,7 +134,7 @@ def select(channels: _Channels, pruning_ratio: float, options: SlimOptions) -> S
 def relative_error(model: nn.Module, reference: nn.Module, images: Tensor) -> float:
     """Return the norm of the difference of two networks' outputs over that of the reference."""
     wanted = reference(images)
-    return ((model(images) - wanted).norm() / wanted.norm()).item()
+    return ((model(images) - wanted).norm() / wanted.norm().clamp_min(1e-30)).item()
 
 
 def _layer(name: str, before: int, selection: Selection, scores: dict[str, Tensor]) -> LayerWidth:

@@ -15,7 +15,7 @@ from compress.measure.macs import count_macs, count_params
 from compress.slimming.slim import SlimOptions, open_channels, select, slim_model
 from compress.slimming.surgery import DeclaredChannels
 
-__all__ = ["TargetReached", "counted_share", "find_ratio"]
+__all__ = ["TargetReached", "counted_share", "find_ratio", "image_shape"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +74,16 @@ def counted_share(
     kind: str, model: nn.Module, options: SlimOptions, example: Tensor
 ) -> Callable[[float], float]:
     """Return a function of the ratio: share of the MACs or parameters that is left."""
-    shape = tuple(example.shape[1:])
+    shape = image_shape(example)
     count = count_params if kind == "params" else lambda network: count_macs(network, shape)
     whole = count(model)
     return lambda ratio: count(_skeleton_at(model, ratio, options, example)) / whole
+
+
+def image_shape(images: Tensor) -> tuple[int, int, int]:
+    """Return (C, H, W) of images (N, C, H, W)."""
+    _, channels, height, width = images.shape
+    return channels, height, width
 
 
 def _skeleton_at(

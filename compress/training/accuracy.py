@@ -98,7 +98,7 @@ def evaluate_accuracy(
     with evaluation_mode(model), torch.inference_mode(), _bar(len(chunks), progress) as bar:
         for indices, images in _loaded(split, chunks, workers):
             logits = model(normalize(images.to(device)))
-            counts.append(_count(logits.float(), split.labels[indices].to(device)))
+            counts.append(_count(logits.float(), split.labels[indices]))
             bar.update()
     return _accuracy(counts, images=sum(map(len, chunks)))
 
@@ -134,6 +134,7 @@ def _count(logits: Tensor, labels: Tensor) -> Tensor:
             "expected a network trained for these classes"
         )
     top = logits.topk(min(5, classes), dim=1).indices  # (B, 5)
+    labels = labels.to(logits.device)
     hits = top == labels[:, None]
     loss = F.cross_entropy(logits, labels, reduction="sum")
     return torch.stack([hits[:, 0].sum(), hits.sum(), loss, logits.isnan().any(dim=1).sum()])

@@ -40,8 +40,7 @@ def cross_entropy(*, label_smoothing: float = 0.0) -> Objective:
 
 
 def with_gamma_penalty(objective: Objective, sparsity_lambda: float) -> Objective:
-    """Add λ·Σ|γ| to an objective (Learning Efficient Convolutional Networks through Network Slimming,
-    arXiv 1708.06519).
+    """Add λ·Σ|γ| to an objective, as network slimming does (arXiv 1708.06519).
 
     It is a term of the loss, not a change of the gradients. So the loss scale of mixed precision
     applies to it like to the rest, and as each of k accumulated micro-batches counts 1/k, the
@@ -50,7 +49,7 @@ def with_gamma_penalty(objective: Objective, sparsity_lambda: float) -> Objectiv
     Args:
         objective: what to add it to; its other terms are passed on.
         sparsity_lambda: λ; 1e-4 for VGG, 1e-5 for deeper networks.
-    """  # noqa: D205
+    """
 
     def penalised(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         terms = objective(model, batch)

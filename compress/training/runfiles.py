@@ -1,0 +1,114 @@
+"""The folder of a run: which files it holds, and in which order they are written.
+
+=================  ==================================================================
+best.pth           checkpoint of the best evaluation
+last.pth           checkpoint of the last whole epoch
+metrics.jsonl      one JSON object per epoch
+state.pt           the resume point; small, and without tensors, once the run is finished
+tensorboard/       event files, where asked for
+=================  ==================================================================
+
+At the end of an epoch the resume point is written last. A kill before that repeats the epoch and
+writes the others again; so they may be ahead of the resume point, but never behind it.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from compress.errors import UserInputError
+from compress.files import write_text
+from compress.optional import require
+from compress.training.state import Position, check_same_run, read_state, write_state
+
+__all__ = ["RunFiles"]
+
+
+class RunFiles:
+    """The files of one run; used by the main process alone."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.best = self.folder / "best.pth"
+        self.last = self.folder / "last.pth"
+        self.metrics = self.folder / "metrics.jsonl"
+        self.state = self.folder / "state.pt"
+        self.events = self.folder / "tensorboard"
+
+    def begin(self, identity: Mapping[str, Any], *, fresh: bool) -> dict[str, Any] | None:
+        """Make the folder ready.
+
+        Args:
+            identity: JSON values that tell this run from others.
+            fresh: discard a run that is there.
+
+        Returns:
+            The resume point to go on from, or None.
+
+        Raises:
+            UserInputError: the folder holds another run, or one that cannot be read.
+        """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserInputError(f"output {self.folder} is a file; expected a folder for the run")
+        if fresh:
+            self._discard()
+        self._sweep()
+        if self.state.exists():
+            found = read_state(self.state)
+            check_same_run(self.folder, found=found["identity"], asked=identity)
+            self._check_complete(found["position"])
+            self.write_metrics(found["position"].history)
+            return found
+        for file in (self.best, self.last):
+            if file.exists():
+                raise UserInputError(
+                    f"output {file} exists, but no run that it belongs to; give another folder with "
+                    "-o/--output, or --fresh to replace it"
+                )
+        return None
+
+    def write_metrics(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Write all records; rewriting them is what keeps a resume from repeating or losing one."""
+        write_text(
+            self.metrics, "".join(json.dumps(record, allow_nan=False) + "\n" for record in history)
+        )
+
+    def save(
+        self, identity: Mapping[str, Any], position: Position, tensors: Mapping[str, Any]
+    ) -> None:
+        """Write the resume point."""
+        write_state(self.state, identity=identity, position=position, tensors=tensors)
+
+    def write_events(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Add the newest record to the TensorBoard events; those of later epochs are dropped."""
+        require("tensorboard", "writing TensorBoard events")
+        from torch.utils.tensorboard import SummaryWriter
+
+        record = history[-1]
+        epoch = record["epoch"]
+        with SummaryWriter(str(self.events), purge_step=epoch) as writer:
+            for name, value in record.items():
+                if name != "epoch" and value is not None:
+                    writer.add_scalar(name, value, epoch)
+
+    def _discard(self) -> None:
+        for file in (self.state, self.metrics, self.best, self.last):
+            file.unlink(missing_ok=True)
+        shutil.rmtree(self.events, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Remove what a killed write left behind."""
+        for file in (self.best, self.last, self.metrics, self.state):
+            for part in self.folder.glob(f".{file.name}.*.part"):
+                part.unlink(missing_ok=True)
+
+    def _check_complete(self, position: Position) -> None:
+        needed = [self.best] if position.best_score is not None else []
+        missing = [file for file in needed if not file.is_file()]
+        if missing:
+            raise UserInputError(
+                f"{missing[0]} is gone, but {self.state} counts on it; expected the whole folder of "
+                "the run, so give --fresh to begin anew"
+            )
