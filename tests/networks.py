@@ -1,4 +1,4 @@
-"""Small networks of the kinds that slimming must handle, each built by a function without arguments.
+"""Small networks of the kinds that slimming must handle, each built by a function of no arguments.
 
 They are written by hand, in the way people write them, and share nothing with `compress.models`.
 Images are (N, 3, 16, 16), logits (N, 10).

@@ -237,19 +237,14 @@ def assemble(
     }
     digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
     for part in _parts_of_identity(labels, positions, content):
-        digest.update(
-            hashlib.sha256(part).digest()
-        )  # of equal length, so parts cannot run together
+        # Digests are of equal length, so that no two lists of parts run together to the same bytes.
+        digest.update(hashlib.sha256(part).digest())
     return ImageData(
         name=name,
         classes=classes,
         splits={
-            split: Split(
-                source,
-                torch.from_numpy(positions[split]),
-                torch.from_numpy(labels[positions[split]]),
-            )
-            for split in SPLITS
+            split: Split(source, torch.from_numpy(part), torch.from_numpy(labels[part]))
+            for split, part in positions.items()
         },
         preprocessing=preprocessing,
         sha256=digest.hexdigest(),

@@ -23,7 +23,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compress.measure._meta_copy import on_copy
+from compress.measure._meta_copy import Forward, on_copy
 from compress.optional import require
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "count_macs",
     "count_params",
     "log_flops_line",
+    "macs_by_layer",
 ]
 
 MacRule = Callable[[nn.Module, tuple[Any, ...], Any], int]
@@ -89,6 +90,22 @@ def count_macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """
     macs, _ = on_copy(model, image_shape, _macs_and_shape)
     return macs
+
+
+def macs_by_layer(
+    model: nn.Module, image_shape: tuple[int, int, int], run: Forward | None = None
+) -> dict[str, int]:
+    """Return the multiply-adds of every layer that has some, by name, for one image (C, H, W).
+
+    Args:
+        model: left as it is.
+        image_shape: (C, H, W).
+        run: `run(copy, image)` runs the copy of the network in another way than by its forward.
+
+    Raises:
+        UnsupportedModelError: the network cannot be run on an image of this shape.
+    """
+    return on_copy(model, image_shape, lambda twin, image: _run_counted(twin, image, run)[0])
 
 
 def count_params(model: nn.Module) -> int:
@@ -152,21 +169,26 @@ def _tell_own_macs(module: Any, inputs: tuple[Any, ...], output: Any) -> int:
 
 
 def _macs_and_shape(twin: nn.Module, image: Tensor) -> tuple[int, tuple[int, ...]]:
-    total = 0
+    by_layer, output = _run_counted(twin, image)
+    return sum(by_layer.values()), _first_shape(output)
 
-    def add(rule: Callable[..., int]) -> Callable[..., None]:
+
+def _run_counted(
+    twin: nn.Module, image: Tensor, run: Forward | None = None
+) -> tuple[dict[str, int], Any]:
+    by_layer: dict[str, int] = {}
+
+    def counting(name: str, rule: Callable[..., int]) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            nonlocal total
-            total += rule(module, inputs, output)
+            by_layer[name] = by_layer.get(name, 0) + rule(module, inputs, output)
 
         return hook
 
-    for module in twin.modules():
+    for name, module in twin.named_modules():
         rule = _rule_for(module)
-        if rule is not None:
-            module.register_forward_hook(add(rule))
-    output = twin(image)
-    return total, _first_shape(output)
+        if rule is not None and rule is not _no_macs:
+            module.register_forward_hook(counting(name, rule))
+    return by_layer, run(twin, image) if run else twin(image)
 
 
 def _first_shape(output: Any) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from compress.errors import UnsupportedModelError, UserInputError
@@ -16,6 +17,8 @@ from compress.errors import UnsupportedModelError, UserInputError
 __all__ = ["FACTORY_ARCH", "build_from_factory", "call_factory", "fit_widths_"]
 
 FACTORY_ARCH = "factory"
+TENSORS = ("weight", "bias", "running_mean", "running_var")
+FEATURE_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 
 def build_from_factory(factory: str, state: Mapping[str, Tensor]) -> nn.Module:
@@ -62,16 +65,63 @@ def call_factory(factory: str) -> nn.Module:
 
 
 def fit_widths_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Set the width attributes of convolutions, BatchNorms and linear layers to those of `state`.
+    """Set the width attributes of the layers of `model` to those of `state`.
 
-    Only the attributes change; the tensors are replaced by `load_state_dict(assign=True)`.
+    Attributes change (`out_channels`, `num_features`, `normalized_shape`, …), and tensors of other
+    shapes give way to empty ones on the meta device, for `load_state_dict(assign=True)` to fill.
+    Depthwise convolutions stay depthwise; other grouped convolutions keep their number of groups.
 
     Raises:
-        UnsupportedModelError: a layer of another kind has another shape in `state`.
+        UnsupportedModelError: a layer of another kind, or of another kernel size, has another shape
+            in `state`.
     """
     for name, layer in model.named_modules():
-        weight = state.get(f"{name}.weight" if name else "weight")
-        own = getattr(layer, "weight", None)
-        if weight is None or not isinstance(own, Tensor) or own.shape == weight.shape:
+        # BatchNorm without γ tells its width by its statistics.
+        for key in ("weight", "running_mean"):
+            own, wanted = getattr(layer, key, None), state.get(f"{name}.{key}" if name else key)
+            if isinstance(own, Tensor) and wanted is not None and own.shape != wanted.shape:
+                _fit_layer_(f"{name}.{key}" if name else key, layer, own.shape, wanted.shape)
+                _fit_tensors_(layer, {k: state.get(f"{name}.{k}" if name else k) for k in TENSORS})
+                break
+
+
+def _fit_layer_(name: str, layer: nn.Module, own: torch.Size, wanted: torch.Size) -> None:
+    """Give one layer the width of a tensor of another shape."""
+    width = wanted[0] if len(wanted) else 0
+    if isinstance(layer, nn.modules.conv._ConvNd) and own[2:] == wanted[2:]:
+        _fit_convolution_(layer, wanted)
+    elif isinstance(layer, nn.Linear) and len(wanted) == 2:
+        layer.out_features, layer.in_features = wanted
+    elif isinstance(layer, FEATURE_NORMS) and len(wanted) == 1:
+        layer.num_features = width
+    elif isinstance(layer, nn.GroupNorm) and width and width % layer.num_groups == 0:
+        layer.num_channels = width
+    elif isinstance(layer, nn.LayerNorm) and len(wanted) == len(own):
+        layer.normalized_shape = tuple(wanted)
+    elif isinstance(layer, nn.PReLU) and len(wanted) == 1:
+        layer.num_parameters = width
+    else:
+        raise UnsupportedModelError(
+            f"{name} is {tuple(wanted)} in the checkpoint and {tuple(own)} in the "
+            f"{type(layer).__name__} of the factory's network; expected a layer whose width alone "
+            "differs, so give the factory that the checkpoint was made from"
+        )
+
+
+def _fit_tensors_(layer: nn.Module, wanted: Mapping[str, Tensor | None]) -> None:
+    for name, tensor in wanted.items():
+        own = getattr(layer, name, None)
+        if tensor is None or not isinstance(own, Tensor) or own.shape == tensor.shape:
             continue
-        raise UnsupportedModelError(f"{name}")
+        empty = torch.empty_like(tensor, device="meta")
+        trained = isinstance(own, nn.Parameter)
+        setattr(layer, name, nn.Parameter(empty, own.requires_grad) if trained else empty)
+
+
+def _fit_convolution_(layer: nn.modules.conv._ConvNd, shape: torch.Size) -> None:
+    if layer.groups == layer.in_channels == layer.out_channels:
+        layer.groups = layer.in_channels = layer.out_channels = shape[0]
+    elif layer.transposed:
+        layer.in_channels, layer.out_channels = shape[0], shape[1] * layer.groups
+    else:
+        layer.out_channels, layer.in_channels = shape[0], shape[1] * layer.groups

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.checkpoint import Checkpoint, model_from_checkpoint, read_checkpoint, save
+from compress.data.image_data import ImageData
 from compress.data.spec import load_data
 from compress.errors import UnsupportedModelError, UserInputError
 from compress.files import check_output, write_json
@@ -46,6 +47,7 @@ class SlimJob:
         unsafe_pickle: read whole-module pickles, which runs code from the file.
         image_size: side of the images; None takes the one that the checkpoint records, or 224.
         data: where images to compare outputs on come from ("digits", …); None for seeded noise.
+        images: the same, loaded already.
         latency: measure it.
         device: where to measure.
         seed: of the noise.
@@ -62,6 +64,7 @@ class SlimJob:
     unsafe_pickle: bool = False
     image_size: int | None = None
     data: str | None = None
+    images: ImageData | None = None
     latency: bool = True
     device: str = "cpu"
     seed: int = 0
@@ -178,8 +181,10 @@ def _images(job: SlimJob, checkpoint: Checkpoint, model: nn.Module) -> tuple[Ten
     """Images (N, C, S, S) to trace, compare and time with, and what they are."""
     recorded = checkpoint.meta.get("preprocessing", {}).get("image_size")
     size = job.image_size or recorded or 224
-    if job.data is not None:
+    data = job.images
+    if data is None and job.data is not None:
         data = load_data(job.data, image_size=size, seed=job.seed)
+    if data is not None:
         split = data.splits["calibration"]
         first = split.images(torch.arange(min(COMPARED_IMAGES, len(split))))
         return data.normalize(first), f"{len(first)} calibration images of {data.name}"

@@ -1,8 +1,8 @@
 """How channels are removed from a model that tells its channel groups.
 
-Nothing is cut in place: every tensor that a group indexes is copied without the removed channels,
-and the model is built anew at its new widths around these tensors. What no group touches is shared
-with the original, so slimming needs little more memory than its result.
+Nothing is cut in place: every tensor is copied, those that a group indexes without the removed
+channels, and the model is built anew at its new widths around the copies. Nothing is shared with the
+original either, so training the slim model leaves the original as it was.
 """
 
 from collections.abc import Mapping, Sequence
@@ -64,6 +64,9 @@ class DeclaredChannels:
                 _absorb_(state, self._state, group, selection.removed(group.name))
         for group in self.groups:
             _cut_(state, group.slices, selection.kept[group.name])
+        for name, tensor in state.items():
+            if tensor is self._state[name]:
+                state[name] = tensor.clone()
         slim = self.skeleton(selection)
         slim.load_state_dict(state, strict=True, assign=True)
         return slim.eval()
@@ -85,7 +88,7 @@ def _cut_(state: dict[str, Tensor], slices: Sequence[TensorSlice], kept: Tensor)
     for piece in slices:
         tensor = state[piece.tensor]
         if len(kept) * piece.repeat == tensor.shape[piece.dim]:
-            continue  # nothing goes: share the tensor instead of copying it
+            continue
         offsets = torch.arange(piece.repeat)
         indices = (kept[:, None] * piece.repeat + offsets).flatten()
         state[piece.tensor] = tensor.index_select(piece.dim, indices.to(tensor.device))

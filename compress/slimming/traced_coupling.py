@@ -22,7 +22,8 @@ from compress.slimming.traced_graph import ChannelGraph, Space, mapped_channels
 
 __all__ = ["CoupledChannels", "Cut", "coupled_channels"]
 
-Place = tuple[str, str]  # (layer, side)
+_Place = tuple[str, str]  # (layer, side)
+_Places = dict[_Place, list[int]]  # the channels of one decision
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,27 +65,45 @@ class CoupledChannels:
         return len(self.cuts[0].indices)
 
     @property
+    def start(self) -> int:
+        """The first of these channels in the BatchNorm that names them."""
+        return int(self._of_name.min())
+
+    @property
+    def stop(self) -> int:
+        """One behind the last of these channels in the BatchNorm that names them."""
+        return int(self._of_name.max()) + 1
+
+    @property
+    def _of_name(self) -> Tensor:
+        name = self.name.partition("[")[0]
+        return next(c.indices for c in self.cuts if (c.layer, c.side) == (name, "out"))
+
+    @property
     def owners(self) -> set[str]:
         """The layers whose own channels these are, not those that only read them."""
         return {cut.layer for cut in self.cuts if cut.side == "out"}
 
 
 def coupled_channels(graph: ChannelGraph) -> list[CoupledChannels]:
-    """Return all channels of a network that a BatchNorm with γ scores, in the order of its layers."""
+    """Return all channels of a network that a BatchNorm with γ scores, in the network's order."""
     classes = _merge(graph)
     reasons = _why_whole(graph, classes)
     order = {name: i for i, name in enumerate(graph.layers)}
-    groups: dict[tuple[object, ...], list[tuple[Place, dict[Place, list[int]]]]] = defaultdict(list)
+    alike: dict[tuple[object, ...], list[_Places]] = defaultdict(list)
     for root, places in _places(graph, classes).items():
         scored = [p for p in places if p[1] == "out" and _has_gamma(graph.layers[p[0]].module)]
-        if not scored:
-            continue
-        first = min(scored, key=lambda place: order[place[0]])
-        counts = sorted((place, len(indices)) for place, indices in places.items())
-        groups[first, reasons.get(root), *counts].append((first, places))
-    found = [_group(decisions, key[1]) for key, decisions in groups.items()]  # type: ignore[arg-type]
-    found.sort(key=lambda pair: (order[pair[1].name], pair[0]))
-    return _unique_names(found)
+        if scored:
+            first = min(scored, key=lambda place: order[place[0]])
+            counts = sorted((place, len(channels)) for place, channels in places.items())
+            why = reasons.get(root)
+            alike[(first, why) if why else (first, why, *counts)].append(places)
+    groups = [
+        _whole(key[0], key[1], decisions) if key[1] else _group(key[0], decisions)  # type: ignore[arg-type]
+        for key, decisions in alike.items()
+    ]
+    groups.sort(key=lambda group: (order[group.name], group.start))
+    return _unique_names(groups)
 
 
 class _Classes:
@@ -123,7 +142,7 @@ def _merge(graph: ChannelGraph) -> _Classes:
         while pending:
             here, channels = pending.pop()
             for edge in here.node.dependencies:
-                if _side(edge.trigger) != here.side:
+                if _side(edge.trigger) != here.side or not graph.carries_channels(edge.target):
                     continue
                 there = Space(edge.target, _side(edge.handler))
                 pairs = mapped_channels(edge, channels)
@@ -153,17 +172,20 @@ def _tie_groups(graph: ChannelGraph, classes: _Classes, node: object) -> None:
 def _why_whole(graph: ChannelGraph, classes: _Classes) -> dict[int, str]:
     """Say for sets of channels, by root, why they must stay."""
     reasons: dict[int, str] = {}
-    for space, channels in list(classes.spaces.items()):
+    spaces = list(classes.spaces.items())
+    for space, _ in spaces:
         why = graph.why_whole(space.node)
-        width = graph.width(space)
-        if why is None and width is not None and max(channels, default=0) >= width:
-            # A broadcast or a reshape that the graph does not understand.
-            why = f"a layer of {width} channels is tied to channel {max(channels)} of another"
-        elif why is not None and space.node not in graph.layers.values():
+        if why is None:
+            continue
+        _stay(classes, space, why, reasons)
+        if space.node not in graph.layers.values():
             # A slice hands on few channels, but counts positions among all that it is given.
             for giver in space.node.inputs:
                 _stay(classes, Space(giver, "out"), why, reasons)
-        if why is not None:
+    for space, channels in spaces:
+        width, last = graph.width(space), max(channels, default=0)
+        if width is not None and last >= width:  # a broadcast, or a view that tracing misreads
+            why = f"a layer of {width} channels is tied to channel {last} of another"
             _stay(classes, space, why, reasons)
     return reasons
 
@@ -173,9 +195,9 @@ def _stay(classes: _Classes, space: Space, why: str, reasons: dict[int, str]) ->
         reasons.setdefault(classes.root(space, channel), why)
 
 
-def _places(graph: ChannelGraph, classes: _Classes) -> dict[int, dict[Place, list[int]]]:
+def _places(graph: ChannelGraph, classes: _Classes) -> dict[int, _Places]:
     """Return, per set of channels, where it lies: channels by layer and side."""
-    places: dict[int, dict[Place, list[int]]] = defaultdict(lambda: defaultdict(list))
+    places: dict[int, _Places] = defaultdict(lambda: defaultdict(list))
     for name, node in graph.layers.items():
         for side in ("out", "in"):
             space = Space(node, side)
@@ -189,33 +211,30 @@ def _has_gamma(layer: nn.Module) -> bool:
     return isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.weight is not None
 
 
-def _group(
-    decisions: list[tuple[Place, dict[Place, list[int]]]], kept_whole: str | None
-) -> tuple[int, CoupledChannels]:
-    """Return the first channel of the group in the BatchNorm that names it, and the group."""
-    first = decisions[0][0]
-    ordered = sorted((places for _, places in decisions), key=lambda places: places[first])
+def _group(first: _Place, decisions: list[_Places]) -> CoupledChannels:
+    if len(decisions) == 1:
+        return _whole(first, "they can only go all together", decisions)
+    decisions = sorted(decisions, key=lambda places: places[first])
     cuts = tuple(
-        Cut(layer=layer, side=side, indices=torch.tensor([p[layer, side] for p in ordered]))
-        for layer, side in ordered[0]
+        Cut(layer=layer, side=side, indices=torch.tensor([p[layer, side] for p in decisions]))
+        for layer, side in decisions[0]
     )
-    if kept_whole is None and len(ordered) == 1:
-        kept_whole = "they can only go all together"
     per_decision = math.gcd(*(cut.indices.shape[1] for cut in cuts if cut.side == "out"))
-    group = CoupledChannels(
-        name=first[0], cuts=cuts, channels_per_decision=per_decision, kept_whole=kept_whole
-    )
-    return ordered[0][first][0], group
+    return CoupledChannels(name=first[0], cuts=cuts, channels_per_decision=per_decision)
 
 
-def _unique_names(found: list[tuple[int, CoupledChannels]]) -> list[CoupledChannels]:
-    shared = Counter(group.name for _, group in found)
+def _whole(first: _Place, why: str, decisions: list[_Places]) -> CoupledChannels:
+    """Return channels that stay, told by the BatchNorm that names them."""
+    channels = sorted(channel for places in decisions for channel in places[first])
+    cut = Cut(layer=first[0], side="out", indices=torch.tensor(channels)[:, None])
+    return CoupledChannels(name=first[0], cuts=(cut,), channels_per_decision=1, kept_whole=why)
+
+
+def _unique_names(groups: list[CoupledChannels]) -> list[CoupledChannels]:
+    shared = Counter(group.name for group in groups)
     return [
-        group if shared[group.name] == 1 else replace(group, name=_part_name(group, start))
-        for start, group in found
+        replace(group, name=f"{group.name}[{group.start}:{group.stop}]")
+        if shared[group.name] > 1
+        else group
+        for group in groups
     ]
-
-
-def _part_name(group: CoupledChannels, start: int) -> str:
-    channels = next(cut for cut in group.cuts if (cut.layer, cut.side) == (group.name, "out"))
-    return f"{group.name}[{start}:{int(channels.indices.max()) + 1}]"

@@ -46,7 +46,7 @@ class _Index(NamedTuple):
 
 
 class _WithImage(nn.Module):
-    """Put a layer in front of the network, so that the channels of the image appear in the graph."""
+    """A layer in front of the network, so that the channels of the image appear in the graph."""
 
     def __init__(self, network: nn.Module, channels: int) -> None:
         super().__init__()
@@ -76,6 +76,7 @@ class ChannelGraph:
             if module in dependency_graph.module2node
         }
         self._shared = _sharing_parameters(traced.network)
+        self._carrying = self._downstream_of_channels()
 
     def is_type(self, node: Any, *names: str) -> bool:
         """Whether a node is of one of torch-pruning's types, such as "BN" or "CONCAT"."""
@@ -97,6 +98,10 @@ class ChannelGraph:
             if self.is_type(node, "CONV", "LINEAR"):
                 yield Space(node, "in")
 
+    def carries_channels(self, node: Any) -> bool:
+        """Whether a node holds channels, and not only a weight on its way to its layer."""
+        return node in self._carrying
+
     def why_whole(self, node: Any) -> str | None:
         """Say why channels at this node cannot be removed one by one; None where they can."""
         if node is self._image:
@@ -112,6 +117,8 @@ class ChannelGraph:
     def _why_layer_whole(self, node: Any) -> str | None:
         kind = type(node.module).__name__
         module = node.module
+        if any(self._computes_weight(giver) for giver in node.inputs):
+            return f"a {kind} among their layers computes its weight from other parameters"
         if module in self._shared:
             return f"a {kind} among their layers shares its parameters with another layer"
         if self.is_type(node, "DEPTHWISE_CONV") and module.in_channels != module.out_channels:
@@ -123,6 +130,22 @@ class ChannelGraph:
             # GroupNorm and LayerNorm average over channels, so no channel leaves them unnoticed.
             return f"a {kind} among their layers works on all channels together"
         return None
+
+    def _computes_weight(self, giver: Any) -> bool:
+        # A linear layer transposes its weight; anything more is a parametrization.
+        plain = not giver.inputs and giver.grad_fn.name().startswith("TBackward")
+        return not self.carries_channels(giver) and not plain
+
+    def _downstream_of_channels(self) -> set[Any]:
+        sources = [n for n in self.nodes if self.is_type(n, "PARAMETER")]
+        pending = [*sources, *self.layers.values(), self._image]
+        carrying: set[Any] = set()
+        while pending:
+            node = pending.pop()
+            if node not in carrying:
+                carrying.add(node)
+                pending.extend(node.outputs)
+        return carrying
 
 
 def trace(network: nn.Module, example: Tensor) -> ChannelGraph:
@@ -169,7 +192,7 @@ def output_tensors(output: Any) -> list[Tensor]:
 
 
 def mapped_channels(edge: Any, channels: list[int]) -> list[tuple[int, int]]:
-    """Follow channels along an edge of the graph: (channel here, channel there) for each that goes."""
+    """Follow channels along an edge of the graph; return pairs (channel here, channel there)."""
     pairs: Any = [_Index(channel, channel) for channel in channels]
     for mapping in edge.index_mapping:
         if mapping is not None:
@@ -218,7 +241,7 @@ def _why_operation_whole(node: Any) -> str | None:
 
 
 def _touches_channel_dimension(function: Any) -> bool:
-    """Whether an operation along given dimensions (a mean, a softmax, a slice) works on channels."""
+    """Whether an operation along given dimensions (a mean, a slice) works along channels."""
     dims = getattr(function, "_saved_dim", getattr(function, "_saved_dims", None))
     if dims is None:
         return False

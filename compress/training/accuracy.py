@@ -84,7 +84,8 @@ def evaluate_accuracy(
         device: where to compute.
         progress: show a bar on stderr.
         workers: threads that load ahead.
-        share: (i, n) counts only every n-th batch from batch i on, so that n processes can divide it.
+        share: (i, n) counts only every n-th batch from batch i on, so that n processes can divide
+            the work.
 
     Raises:
         UserInputError: the split is empty, or has a class that the network does not know.

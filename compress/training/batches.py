@@ -1,14 +1,14 @@
 """Which images an optimizer step sees, and what becomes of them before the network.
 
-Everything random is drawn from a seed that is computed from the position: (seed, epoch) for the order
-of the images, (seed, step, micro-batch) for augmentation and dropout. A resumed run therefore draws
-what the undisturbed one would have, and a step divided over two processes draws what one process with
-two micro-batches draws.
+Everything random is drawn from a seed that is computed from the position: (seed, epoch) for the
+order of the images, (seed, step, micro-batch) for augmentation and dropout. A resumed run therefore
+draws what the undisturbed one would have, and a step divided over two processes draws what one
+process with two micro-batches draws.
 """
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -126,30 +126,34 @@ class BatchPlan:
     slices: int
     slice_size: int
 
+    @property
+    def images_per_epoch(self) -> int:
+        """Images that an epoch draws."""
+        return self.steps * self.slices * self.slice_size
+
     def order(self, *, seed: int, epoch: int) -> Tensor:
-        """Return the image indices (steps, slices, slice_size) of an epoch; it draws each once at most.
+        """Return the image indices (steps, slices, slice_size) of an epoch, none of them twice.
 
         The images that fill no whole step are left out: other ones in every epoch.
         """
         generator = torch.Generator().manual_seed(derived_seed(seed, "order", epoch))
-        used = self.steps * self.slices * self.slice_size
-        drawn = torch.randperm(self.images, generator=generator)[:used]
+        drawn = torch.randperm(self.images, generator=generator)[: self.images_per_epoch]
         return drawn.view(self.steps, self.slices, self.slice_size)
 
 
 def plan_batches(images: int, *, batch_size: int, slices: int) -> BatchPlan:
-    """Cut `images` into steps of `batch_size`; a set smaller than that makes one step of what it has.
+    """Cut `images` into steps of `batch_size`; a set smaller than that makes one step.
 
     >>> plan_batches(100, batch_size=32, slices=2)
     BatchPlan(images=100, steps=3, slices=2, slice_size=16)
 
     Raises:
-        UserInputError: the batch does not divide into `slices`, or there are fewer images than slices.
+        UserInputError: the batch does not divide into `slices`, or there are fewer images.
     """
     if batch_size % slices:
         raise UserInputError(
-            f"batch_size is {batch_size}; expected a multiple of {slices}, which is processes times "
-            "gradient_accumulation, so that all micro-batches are of one size"
+            f"batch_size is {batch_size}; expected a multiple of {slices}, which is processes "
+            "times gradient_accumulation, so that all micro-batches are of one size"
         )
     if images < slices:
         raise UserInputError(
@@ -170,7 +174,9 @@ def derived_seed(*parts: int | str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def prefetched(load: Callable[[T], R], items: Iterable[T], *, workers: int) -> Iterator[R]:
+def prefetched(
+    load: Callable[[T], R], items: Iterable[T], *, workers: int
+) -> Generator[R, None, None]:
     """Yield `load(item)` for every item in order, loading up to two per worker ahead in threads."""
     if workers == 0:
         yield from map(load, items)

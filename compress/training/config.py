@@ -6,6 +6,7 @@ Imports nothing heavy: the door reads its defaults from here to print its help.
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 from compress.errors import UserInputError
@@ -28,10 +29,11 @@ class TrainingConfig:
         lr: learning rate after the warm-up.
         momentum: of SGD, in [0, 1).
         weight_decay: on matrices and kernels only, see `compress.training.optimizer`.
-        schedule: "cosine" down to `min_lr`, "steps" (times `lr_decay` at every milestone), "constant".
+        schedule: "cosine" down to `min_lr`, "steps" (times `lr_decay` at every milestone), or
+            "constant".
         milestones: epochs, counted from 0 and in order, at which "steps" drops the learning rate.
         lr_decay: the factor of "steps", in (0, 1].
-        warmup_epochs: epochs over which the learning rate grows linearly to `lr`; may be a fraction.
+        warmup_epochs: epochs over which the learning rate grows linearly to `lr`; may be 0.5.
         min_lr: where "cosine" ends.
         label_smoothing: share of the target spread over all classes, in [0, 1).
         sparsity_lambda: weight of Σ|γ| in the loss (arXiv 1708.06519); 0 leaves it out.
@@ -41,8 +43,8 @@ class TrainingConfig:
         early_stopping_patience: evaluations without a gain after which training stops, or None.
         evaluate_every: epochs from one evaluation to the next; the last epoch is always evaluated.
         seed: of the order of the images, the augmentation and dropout.
-        save_every_steps: optimizer steps from one resume point to the next inside an epoch; None saves
-            every few minutes. The end of an epoch is always one.
+        save_every_steps: optimizer steps from one resume point to the next inside an epoch; None
+            saves every few minutes. The end of an epoch is always one.
         tensorboard: write event files as well.
         workers: threads that load images ahead of their use; 0 loads them when they are needed.
     """
@@ -68,19 +70,13 @@ class TrainingConfig:
     seed: int = 0
     save_every_steps: int | None = None
     tensorboard: bool = False
-    workers: int = 2
+    workers: int = 1
 
     def __post_init__(self) -> None:
-        for name, allowed in _CHOICES.items():
-            _check(name, getattr(self, name), lambda value, a=allowed: value in a, f"one of {allowed}")
-        for name, least in _COUNTS.items():
+        for name, (fits, expected) in _RULES.items():
             value = getattr(self, name)
             if not (value is None and name in _OPTIONAL):
-                _check(name, value, _count_from(least), f"an integer of at least {least}")
-        for name, (fits, expected) in _NUMBERS.items():
-            value = getattr(self, name)
-            if not (value is None and name in _OPTIONAL):
-                _check(name, value, lambda v, f=fits: _is_finite(v) and f(v), expected)
+                _check(name, value, fits, expected)
         self._check_together()
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,10 +84,8 @@ class TrainingConfig:
         return {**asdict(self), "milestones": list(self.milestones)}
 
     def _check_together(self) -> None:
-        _check(
-            "warmup_epochs", self.warmup_epochs, lambda v: v < self.epochs,
-            f"less than the {self.epochs} epochs of the run",
-        )  # fmt: skip
+        fewer = f"fewer than the {self.epochs} epochs of the run"
+        _check("warmup_epochs", self.warmup_epochs, lambda v: v < self.epochs, fewer)
         _check("min_lr", self.min_lr, lambda v: v <= self.lr, f"at most lr, {self.lr}")
         _check("milestones", self.milestones, _in_order, "rising epochs, each an integer from 1")
         if self.schedule == "steps" and not self.milestones:
@@ -101,29 +95,23 @@ class TrainingConfig:
             )
 
 
-_CHOICES = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "mixed_precision": PRECISIONS}
-_COUNTS = {
-    "epochs": 1,
-    "batch_size": 1,
-    "gradient_accumulation": 1,
-    "early_stopping_patience": 1,
-    "evaluate_every": 1,
-    "seed": 0,
-    "save_every_steps": 1,
-    "workers": 0,
-}
-_OPTIONAL = ("early_stopping_patience", "save_every_steps", "clip_grad_norm")
-_NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
-    "lr": (lambda v: v > 0, "a number above 0"),
-    "momentum": (lambda v: 0 <= v < 1, "0 <= momentum < 1"),
-    "weight_decay": (lambda v: v >= 0, "a number of at least 0"),
-    "lr_decay": (lambda v: 0 < v <= 1, "0 < lr_decay <= 1"),
-    "warmup_epochs": (lambda v: v >= 0, "a number of at least 0"),
-    "min_lr": (lambda v: v >= 0, "a number of at least 0"),
-    "label_smoothing": (lambda v: 0 <= v < 1, "0 <= label_smoothing < 1"),
-    "sparsity_lambda": (lambda v: v >= 0, "a number of at least 0"),
-    "clip_grad_norm": (lambda v: v > 0, "a number above 0, or None"),
-}
+Rule = tuple[Callable[[Any], bool], str]
+
+
+def _one_of(allowed: tuple[str, ...]) -> Rule:
+    return lambda value: value in allowed, f"one of {', '.join(allowed)}"
+
+
+def _count_from(least: int) -> Rule:
+    return lambda v: _is_number(v, int) and v >= least, f"an integer of at least {least}"
+
+
+def _number(fits: Callable[[float], bool], expected: str) -> Rule:
+    return lambda v: _is_number(v, int | float) and math.isfinite(v) and fits(v), expected
+
+
+def _is_number(value: Any, kinds: Any) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 def _check(name: str, value: Any, fits: Callable[[Any], bool], expected: str) -> None:
@@ -131,16 +119,31 @@ def _check(name: str, value: Any, fits: Callable[[Any], bool], expected: str) ->
         raise UserInputError(f"{name} is {value!r}; expected {expected}")
 
 
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _in_order(milestones: tuple[int, ...]) -> bool:
+    fits, _ = _count_from(1)
+    return all(map(fits, milestones)) and all(a < b for a, b in pairwise(milestones))
 
 
-def _count_from(least: int) -> Callable[[Any], bool]:
-    return lambda value: (
-        isinstance(value, int) and not isinstance(value, bool) and value >= least
-    )
-
-
-def _in_order(milestones: Any) -> bool:
-    rising = all(map(_count_from(1), milestones))
-    return rising and all(a < b for a, b in zip(milestones, milestones[1:], strict=False))
+_OPTIONAL = ("early_stopping_patience", "save_every_steps", "clip_grad_norm")
+_RULES: dict[str, Rule] = {
+    "optimizer": _one_of(OPTIMIZERS),
+    "schedule": _one_of(SCHEDULES),
+    "mixed_precision": _one_of(PRECISIONS),
+    "epochs": _count_from(1),
+    "batch_size": _count_from(1),
+    "gradient_accumulation": _count_from(1),
+    "early_stopping_patience": _count_from(1),
+    "evaluate_every": _count_from(1),
+    "seed": _count_from(0),
+    "save_every_steps": _count_from(1),
+    "workers": _count_from(0),
+    "lr": _number(lambda v: v > 0, "a number above 0"),
+    "momentum": _number(lambda v: 0 <= v < 1, "0 <= momentum < 1"),
+    "weight_decay": _number(lambda v: v >= 0, "a number of at least 0"),
+    "lr_decay": _number(lambda v: 0 < v <= 1, "0 < lr_decay <= 1"),
+    "warmup_epochs": _number(lambda v: v >= 0, "a number of at least 0"),
+    "min_lr": _number(lambda v: v >= 0, "a number of at least 0"),
+    "label_smoothing": _number(lambda v: 0 <= v < 1, "0 <= label_smoothing < 1"),
+    "sparsity_lambda": _number(lambda v: v >= 0, "a number of at least 0"),
+    "clip_grad_norm": _number(lambda v: v > 0, "a number above 0"),
+}

@@ -15,6 +15,11 @@ from compress.training.processes import gathered
 
 __all__ = ["LossMeter"]
 
+REMEDY = (
+    "give a lower --lr, a --warmup-epochs or a --clip-grad-norm, with --fresh or another folder; "
+    "the checkpoints of earlier epochs are kept"
+)
+
 
 class LossMeter:
     """Collects the terms of the steps of one process."""
@@ -29,7 +34,9 @@ class LossMeter:
     def add(self, micro_batches: Sequence[Mapping[str, Tensor]]) -> None:
         """Take the terms of one step, each averaged over its micro-batches."""
         self._names = tuple(micro_batches[0])
-        rows = [torch.stack([terms[n].detach().float() for n in self._names]) for terms in micro_batches]
+        rows = [
+            torch.stack([terms[n].detach().float() for n in self._names]) for terms in micro_batches
+        ]
         self._steps.append(torch.stack(rows).mean(dim=0))
 
     def take(self, *, first_step: int) -> list[dict[str, float]]:
@@ -55,6 +62,5 @@ def check_finite(terms: Mapping[str, float], step: int) -> None:
     for name, value in terms.items():
         if not math.isfinite(value):
             raise CompressError(
-                f"{name} is {value} at step {step}; training has diverged, so give a lower --lr, "
-                "a --warmup-epochs, or --clip-grad-norm. The checkpoints of earlier epochs are kept"
+                f"{name} is {value} at step {step}; training has diverged, so {REMEDY}"
             )

@@ -1,8 +1,8 @@
 """The optimizer, and which parameters it may shrink.
 
-Weight decay pulls matrices and kernels towards zero. On the scales and shifts of a normalisation, on
-biases and on other vectors it does harm, so they are left out; with an L1 penalty on γ it would also
-mix two penalties on the same numbers.
+Weight decay pulls matrices and kernels towards zero. On the scales and shifts of a normalisation,
+on biases and on other vectors it does harm, so they are left out; with an L1 penalty on γ it would
+also mix two penalties on the same numbers.
 """
 
 from typing import Any
@@ -51,7 +51,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     for prefix, layer in model.named_modules():
         if isinstance(layer, NORMS):
             spared |= {f"{prefix}.{name}".lstrip(".") for name, _ in layer.named_parameters()}
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (free if parameter.dim() <= 1 or name in spared else decayed).append(parameter)

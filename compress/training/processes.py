@@ -1,11 +1,13 @@
 """One process or many: what the loop needs from Hugging Face Accelerate.
 
-Started by `accelerate launch` or torchrun, every process runs the same code on its part of each step;
-otherwise there is one process, and all of this does nothing. Only the main process touches files.
+Started by `accelerate launch` or torchrun, every process runs the same code on its part of each
+step; otherwise there is one process, and all of this does nothing. Only the main process touches
+files.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +22,7 @@ __all__ = [
     "is_main_process",
     "make_accelerator",
     "on_main",
+    "released",
     "resolve_device",
 ]
 
@@ -27,7 +30,7 @@ T = TypeVar("T")
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that writes files and prints; known before anything starts."""
+    """Whether this process writes files and prints; known before anything starts."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
@@ -39,7 +42,9 @@ def resolve_device(name: str | None) -> torch.device:
         ToolchainError: this machine or this build of torch does not have it.
     """
     if name is None:
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        found = (
+            torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        )
         return found or torch.device("cpu")
     try:
         device = torch.device(name)
@@ -70,16 +75,16 @@ def make_accelerator(
     # The running statistics are averaged by us, see `average_running_statistics`.
     handler = accelerate.utils.DistributedDataParallelKwargs(broadcast_buffers=False)
     try:
-        return accelerate.Accelerator(
+        accelerator = accelerate.Accelerator(
             mixed_precision=mixed_precision,
             gradient_accumulation_plugin=plugin,
             kwargs_handlers=[handler],
         )
     except ValueError as err:
-        raise UserInputError(
-            f"mixed_precision is {mixed_precision!r}, which this device cannot do ({err}); expected "
-            "'no', or 'bf16'"
-        ) from err
+        raise _cannot(mixed_precision, str(err)) from err
+    if mixed_precision != "no" and not accelerator.native_amp:  # fp16 on a CPU goes unnoticed there
+        raise _cannot(mixed_precision, str(accelerator.device))
+    return accelerator
 
 
 def on_main(accelerator: Any, work: Callable[[], T]) -> T:
@@ -130,6 +135,31 @@ def average_running_statistics(accelerator: Any, model: nn.Module) -> None:
         mean = accelerator.reduce(together, reduction="mean")
         for buffer, part in zip(buffers, mean.split([b.numel() for b in buffers]), strict=True):
             buffer.copy_(part.view_as(buffer))
+
+
+@contextmanager
+def released(model: nn.Module) -> Iterator[None]:
+    """Take off the model, when the block ends, what Accelerate put on it, and move it to the CPU.
+
+    Accelerate replaces `forward` on the object itself, and takes a marked model for prepared, so a
+    second run over the same model would go without its own settings.
+    """
+    own = model.__dict__.get("forward")
+    try:
+        yield
+    finally:
+        for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+            model.__dict__.pop(name, None)
+        if own is not None:
+            model.forward = own
+        model.eval().cpu()
+
+
+def _cannot(mixed_precision: str, why: str) -> UserInputError:
+    return UserInputError(
+        f"mixed_precision is {mixed_precision!r}, which this device cannot do ({why}); expected "
+        "'no' or 'bf16'"
+    )
 
 
 def _forget_earlier_run(accelerate: Any) -> None:

@@ -64,8 +64,8 @@ class RunFiles:
         for file in (self.best, self.last):
             if file.exists():
                 raise UserInputError(
-                    f"output {file} exists, but no run that it belongs to; give another folder with "
-                    "-o/--output, or --fresh to replace it"
+                    f"output {file} exists, but no run that it belongs to; give another folder "
+                    "with -o/--output, or --fresh to replace it"
                 )
         return None
 
@@ -109,6 +109,6 @@ class RunFiles:
         missing = [file for file in needed if not file.is_file()]
         if missing:
             raise UserInputError(
-                f"{missing[0]} is gone, but {self.state} counts on it; expected the whole folder of "
-                "the run, so give --fresh to begin anew"
+                f"{missing[0]} is gone, but {self.state} counts on it; expected the whole folder "
+                "of the run, so give --fresh to begin anew"
             )

@@ -1,11 +1,12 @@
 """The resume point of a run: everything that the rest of it depends on, in one file.
 
 `state.pt` holds the weights, the optimizer, the loss scale, the position and the history. Learning
-rate and random numbers are functions of the position (`schedule`, `batches`), so nothing else has to
-be kept. It is read with `weights_only=True`, and names the run that it belongs to.
+rate and random numbers are functions of the position (`schedule`, `batches`), so nothing else has
+to be kept. It is read with `weights_only=True`, and names the run that it belongs to.
 """
 
 import json
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -48,10 +49,6 @@ class Position:
     without_gain: int = 0
     stopped_early: bool = False
     finished: bool = False
-
-    def best_record(self) -> dict[str, Any]:
-        """Return the history's record of the best epoch."""
-        return self.history[self.best_epoch - 1]
 
 
 def write_state(
@@ -104,7 +101,8 @@ def check_same_run(folder: Path, *, found: Mapping[str, Any], asked: Mapping[str
     differing = [name for name in before | now if before.get(name) != now.get(name)]
     if differing:
         told = "; ".join(
-            f"{name} is {now.get(name)!r}, was {before.get(name)!r}" for name in differing[:3]
+            f"{name} is {reprlib.repr(now.get(name))}, was {reprlib.repr(before.get(name))}"
+            for name in differing[:3]
         )
         raise UserInputError(
             f"{folder} holds another run ({told}); expected the same settings to go on with it, so "

@@ -154,6 +154,10 @@ def deep(path: Path) -> None:
     Image.fromarray(np.full((16, 16), 4000, dtype=np.uint16)).save(path, "PNG")
 
 
+def gif(path: Path) -> None:
+    path.write_bytes(picture(0, format_="GIF"))
+
+
 DAMAGES = {
     "empty": damaged(lambda content: b"", "PNG"),
     "text": damaged(lambda content: b"hello", "PNG"),
@@ -164,6 +168,7 @@ DAMAGES = {
     "truncated tiff": damaged(lambda content: content[: len(content) // 2], "TIFF"),
     "truncated webp": damaged(lambda content: content[: len(content) // 2], "WEBP"),
     "16 bits": deep,
+    "another format": gif,
 }
 
 
@@ -198,6 +203,7 @@ def test_a_decompression_bomb_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     [
         pytest.param(lambda path: path.unlink(), "No such file", id="gone"),
         pytest.param(lambda path: path.write_bytes(b"x"), "no image of the formats", id="bytes"),
+        pytest.param(gif, "no image of the formats", id="another format"),
         pytest.param(deep, "expected 8 bits", id="deep"),
     ],
 )
@@ -208,8 +214,17 @@ def test_an_image_that_is_spoiled_later_is_named(
     data = load(root)
     victim = root / "a" / files_of(data, "train")[1]
     spoil(victim)
-    with pytest.raises(UserInputError, match=rf"{victim.name} cannot be decoded \({reason}"):
+    with pytest.raises(UserInputError, match=rf"{victim.name} cannot be decoded \(.*{reason}"):
         list(data.splits["train"].batches(2))
+
+
+def presplit(**classes: list[str]) -> Callable[[Path], Path]:
+    def arrange(root: Path) -> Path:
+        for split, names in classes.items():
+            make(root / split, dict.fromkeys(names, 9))
+        return root
+
+    return arrange
 
 
 @pytest.mark.parametrize(
@@ -225,20 +240,12 @@ def test_an_image_that_is_spoiled_later_is_named(
         ),
         pytest.param(lambda root: make(root, {"a": 9, "b": 0}), "class b has 0 images", id="none"),
         pytest.param(
-            lambda root: (
-                (
-                    make(root / "train", {"a": 9, "b": 9}) and make(root / "test", {"a": 9, "c": 9})
-                ).parent
-            ),
+            presplit(train=["a", "b"], test=["a", "c"]),
             r"the test folder lacks or adds the classes \['b', 'c'\]",
             id="other classes",
         ),
         pytest.param(
-            lambda root: (
-                [make(root / split, {"a": 9, "b": 9}) for split in ("train", "val", "validation")][
-                    0
-                ].parent
-            ),
+            presplit(train=["a", "b"], val=["a", "b"], validation=["a", "b"]),
             "two of them for one split",
             id="twice",
         ),

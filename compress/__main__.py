@@ -1,0 +1,31 @@
+"""`python -m compress VERB …` is `python -m compress.VERB …`."""
+
+import importlib
+import sys
+
+VERBS = {
+    "finetune": "train a checkpoint further, or for slimming",
+    "run": "run a recipe",
+    "slim": "remove channels that training made unimportant",
+}
+
+
+def main() -> int:
+    """Hand over to the door of the verb."""
+    if len(sys.argv) > 1 and sys.argv[1] in VERBS:
+        door = importlib.import_module(f"compress.{sys.argv[1]}")
+        code: int = door.main(sys.argv[2:])
+        return code
+    wanted = " ".join(sys.argv[1:2])
+    asked_for_help = wanted in ("-h", "--help")
+    lines = ["usage: python -m compress VERB [options]", ""]
+    lines += [f"  {verb:10} {words}" for verb, words in VERBS.items()]
+    lines += ["", "python -m compress VERB -h tells more"]
+    if wanted and not asked_for_help:
+        lines.insert(0, f"python -m compress: error: {wanted!r} is no verb")
+    print("\n".join(lines), file=sys.stdout if asked_for_help else sys.stderr)
+    return 0 if asked_for_help else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

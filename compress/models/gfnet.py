@@ -1,0 +1,342 @@
+"""Global Filter Networks (Rao et al., arXiv 2107.00645), plain and with distillation tokens.
+
+Names and shapes of the state_dict are the published ones, so published and home-trained checkpoints
+load strictly. What slimming changes is data: the hidden width of every block.
+
+The distilled form puts a class and a distillation token before the patches, as DeiT does (Touvron
+et al., arXiv 2012.12877). All tokens are then laid out anew on a grid, see `token_grid`; the logits
+are the mean of two heads.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.errors import UnsupportedModelError, UserInputError
+from compress.models.channels import ChannelGroup, TensorSlice
+from compress.models.gfnet_layout import DISTIL_TOKENS, infer_gfnet_config, token_grid
+from compress.models.global_filter import GlobalFilter
+
+__all__ = ["GFNET_VARIANTS", "Block", "GFNet", "Mlp", "gfnet", "initialised"]
+
+MAX_SIZE = 1 << 16
+# Width, depth, drop path of the published networks and of the early-exit logs.
+GFNET_VARIANTS: dict[str, dict[str, Any]] = {
+    "gfnet_ti": {"width": 256, "depth": 12},
+    "gfnet_xs": {"width": 384, "depth": 12},
+    "gfnet_s": {"width": 384, "depth": 19, "drop_path": 0.15},
+    "gfnet_b": {"width": 512, "depth": 19, "drop_path": 0.25},
+    "gfnet_12_384": {"width": 384, "depth": 12},
+    "gfnet_12_192": {"width": 192, "depth": 12},
+    "gfnet_distil_12_192": {"width": 192, "depth": 12, "distilled": True},
+}
+
+
+class GFNet(nn.Module):
+    """Patches, blocks of global filter and MLP, one norm, mean over tokens, one linear head.
+
+    Args:
+        image_size: side, or height and width, in pixels; multiples of `patch_size`.
+        patch_size: side of a patch in pixels.
+        in_channels: channels of the image.
+        width: channels D of a token.
+        depth: blocks; not read when `hidden` is given.
+        mlp_ratio: hidden width over `width`; not read when `hidden` is given.
+        hidden: hidden width of every block's MLP.
+        num_classes: length of the logits.
+        distilled: class and distillation token, two heads.
+        grid: rows and columns that the filters lay the tokens on; None is `token_grid`.
+        hidden_scale: a learnable scale per hidden unit, for network slimming.
+        drop_path: rate at which the last block is skipped in training, in [0, 1); it grows linearly
+            from 0 at the first block.
+
+    Shapes: image (B, in_channels, H, W); logits (B, num_classes).
+
+    Raises:
+        UserInputError: a size is out of range, the patch size does not divide the image size, or
+            the grid does not hold the tokens.
+    """
+
+    arch = "gfnet"
+
+    def __init__(
+        self,
+        *,
+        image_size: int | Sequence[int] = 224,
+        patch_size: int = 16,
+        in_channels: int = 3,
+        width: int = 384,
+        depth: int = 12,
+        mlp_ratio: float = 4.0,
+        hidden: Sequence[int] | None = None,
+        num_classes: int = 1000,
+        distilled: bool = False,
+        grid: Sequence[int] | None = None,
+        hidden_scale: bool = False,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        size = [image_size] * 2 if isinstance(image_size, int) else list(image_size)
+        hidden = [int(width * mlp_ratio)] * depth if hidden is None else list(hidden)
+        self.config: dict[str, Any] = {
+            "image_size": size,
+            "patch_size": patch_size,
+            "in_channels": in_channels,
+            "width": width,
+            "hidden": hidden,
+            "num_classes": num_classes,
+            "distilled": distilled,
+            "hidden_scale": hidden_scale,
+            "drop_path": drop_path,
+        }
+        _check_config(self.config)
+        patches = (size[0] // patch_size, size[1] // patch_size)
+        tokens = patches[0] * patches[1] + DISTIL_TOKENS * distilled
+        self.config["grid"] = list(grid or token_grid(patches, distilled=distilled))
+        _check_grid(self.config["grid"], tokens)
+
+        self.patch_embed = PatchEmbed(in_channels, width, patch_size)
+        if distilled:
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+            self.dist_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, tokens, width))
+        rates = torch.linspace(0, drop_path, len(hidden), device="cpu").tolist()
+        self.blocks = nn.ModuleList(
+            Block(
+                width, units, tuple(self.config["grid"]), hidden_scale=hidden_scale, drop_path=rate
+            )
+            for units, rate in zip(hidden, rates, strict=True)
+        )
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.head = nn.Linear(width, num_classes)
+        if distilled:
+            self.head_dist = nn.Linear(width, num_classes)
+        self._initialise()
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return logits (B, num_classes) of images (B, in_channels, H, W)."""
+        return self.classify(self.pool(self.run_blocks(self.embed(image))))
+
+    def forward_both(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits of the class head and of the distillation head, (B, num_classes) each.
+
+        Raises:
+            UnsupportedModelError: the network has no distillation token.
+        """
+        if not self.config["distilled"]:
+            raise UnsupportedModelError(
+                "this GFNet has one head; two are given by the distilled form (distilled=True)"
+            )
+        pooled = self.pool(self.run_blocks(self.embed(image)))
+        return self.head(pooled[:, 0]), self.head_dist(pooled[:, 1])
+
+    def embed(self, image: Tensor) -> Tensor:
+        """Return the tokens (B, N, D) that enter the first block.
+
+        Raises:
+            UserInputError: the image is not of the size that the network is built for.
+        """
+        height, width = self.config["image_size"]
+        if tuple(image.shape[-2:]) != (height, width):
+            raise UserInputError(
+                f"the image is {image.shape[-2]}x{image.shape[-1]}; this network is built for "
+                f"{height}x{width}, so resize the image, or the network with "
+                "compress.models.gfnet_resize.resized"
+            )
+        x = self.patch_embed(image)
+        if self.config["distilled"]:
+            extra = torch.cat((self.cls_token, self.dist_token), dim=1)
+            x = torch.cat((extra.expand(x.shape[0], -1, -1), x), dim=1)
+        return x + self.pos_embed
+
+    def run_blocks(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """Return the tokens (B, N, D) behind blocks `start` to `stop`, `stop` not included."""
+        for block in self.blocks[start:stop]:
+            x = block(x)
+        return x
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Return what the heads read: (B, D), or (B, 2, D) of the distilled form."""
+        if self.config["distilled"]:
+            return self.norm(x[:, :DISTIL_TOKENS])
+        return self.norm(x).mean(1)
+
+    def classify(self, pooled: Tensor) -> Tensor:
+        """Return logits (…, num_classes) of pooled features (…, D) or (…, 2, D)."""
+        if self.config["distilled"]:
+            return (self.head(pooled[..., 0, :]) + self.head_dist(pooled[..., 1, :])) / 2
+        return self.head(pooled)
+
+    @property
+    def display_name(self) -> str:
+        """A name such as "gfnet_12_384" or "gfnet_distil_12_192": depth and width."""
+        form = "gfnet_distil" if self.config["distilled"] else "gfnet"
+        return f"{form}_{len(self.config['hidden'])}_{self.config['width']}"
+
+    def no_weight_decay(self) -> set[str]:
+        """Return names of parameters that training must not decay, besides all of one dimension."""
+        names = {name for name, _ in self.named_parameters()}
+        return {
+            n for n in names if n in ("pos_embed", "cls_token", "dist_token") or ".mlp.scale" in n
+        }
+
+    def channel_groups(self) -> list[ChannelGroup]:
+        """One group a block: the hidden units of its MLP, scored by their scale.
+
+        Raises:
+            UnsupportedModelError: the network has no hidden scale.
+        """
+        if not self.config["hidden_scale"]:
+            raise UnsupportedModelError(
+                "this GFNet has no scale per hidden unit to rank them by; add it with "
+                "compress.models.hidden_scale.with_hidden_scale, train it with an L1 penalty, "
+                "then slim"
+            )
+        return [_group(f"blocks.{i}.mlp") for i in range(len(self.blocks))]
+
+    def config_with(self, widths: Mapping[str, int]) -> dict[str, Any]:
+        """Return the configuration with the hidden widths of the named MLPs replaced."""
+        hidden = [widths[f"blocks.{i}.mlp"] for i in range(len(self.blocks))]
+        return {**self.config, "hidden": hidden}
+
+    @classmethod
+    def infer_config(cls, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
+        """Read the configuration from the names and shapes of a state_dict.
+
+        Returns:
+            None where the names are not those of a GFNet, or where it has early exits.
+
+        Raises:
+            UnsupportedModelError: the names of a GFNet, but shapes that fit none.
+        """
+        if any(name.startswith("intermediate_heads.") for name in state):
+            return None
+        return infer_gfnet_config(state)
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                initialised(module)
+        for name in ("pos_embed", "cls_token", "dist_token"):
+            if hasattr(self, name):
+                nn.init.trunc_normal_(getattr(self, name), std=0.02)
+
+
+class PatchEmbed(nn.Module):
+    """Cut the image (B, C, H, W) into patches and embed each: (B, H*W / patch_size**2, D)."""
+
+    def __init__(self, in_channels: int, width: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, width, patch_size, stride=patch_size)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return tokens, row by row."""
+        return self.proj(image).flatten(2).transpose(1, 2)
+
+
+class Mlp(nn.Module):
+    """fc1, GELU, fc2; with an optional scale (hidden,) between GELU and fc2."""
+
+    def __init__(self, width: int, hidden: int, *, scale: bool = False) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden, width)
+        self.scale = nn.Parameter(torch.ones(hidden)) if scale else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens (B, N, D)."""
+        x = self.act(self.fc1(x))
+        return self.fc2(x if self.scale is None else x * self.scale)
+
+
+class Block(nn.Module):
+    """One residual around filter and MLP together: x + mlp(norm2(filter(norm1(x))))."""
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        grid: tuple[int, int],
+        *,
+        hidden_scale: bool = False,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.filter = GlobalFilter(width, grid)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width, hidden, scale=hidden_scale)
+        self.drop_path = drop_path
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens (B, N, D)."""
+        branch = self.mlp(self.norm2(self.filter(self.norm1(x))))
+        if self.training and self.drop_path > 0:
+            keep = 1 - self.drop_path
+            branch = branch * x.new_empty(len(x), 1, 1).bernoulli_(keep) / keep
+        return x + branch
+
+
+def initialised(linear: nn.Linear) -> nn.Linear:
+    """Return the layer with the published initialisation: truncated normal, no bias."""
+    nn.init.trunc_normal_(linear.weight, std=0.02)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+def gfnet(variant: str, **config: Any) -> GFNet:
+    """Build a named network; keywords override what the name says.
+
+    >>> gfnet("gfnet_12_192", num_classes=10).config["width"]
+    192
+    """
+    if variant not in GFNET_VARIANTS:
+        raise UserInputError(f"GFNet {variant!r} is not known; expected one of {[*GFNET_VARIANTS]}")
+    return GFNet(**{**GFNET_VARIANTS[variant], **config})
+
+
+def _group(mlp: str) -> ChannelGroup:
+    rows = [f"{mlp}.{name}" for name in ("fc1.weight", "fc1.bias", "scale")]
+    return ChannelGroup(
+        name=mlp,
+        scale=f"{mlp}.scale",
+        slices=(
+            *(TensorSlice(tensor=name, dim=0) for name in rows),
+            TensorSlice(tensor=f"{mlp}.fc2.weight", dim=1),
+        ),
+    )
+
+
+def _check_config(config: Mapping[str, Any]) -> None:
+    size, patch = config["image_size"], config["patch_size"]
+    counts = [*size, patch, config["in_channels"], config["width"], config["num_classes"]]
+    for count in [*counts, *config["hidden"]]:
+        if not isinstance(count, int) or not 1 <= count <= MAX_SIZE:
+            raise UserInputError(f"a size of the GFNet is {count!r}; expected 1 to {MAX_SIZE}")
+    if len(size) != 2 or not config["hidden"]:
+        raise UserInputError(
+            f"image size is {size} and depth {len(config['hidden'])}; expected a side or height "
+            "and width, and at least one block"
+        )
+    if size[0] % patch or size[1] % patch:
+        raise UserInputError(
+            f"image size {size[0]}x{size[1]} is not divisible by the patch size {patch}; expected "
+            f"multiples of {patch}, such as {_multiples(size, patch)}"
+        )
+    if not 0 <= config["drop_path"] < 1:
+        raise UserInputError(f"drop_path is {config['drop_path']}; expected 0 <= drop_path < 1")
+
+
+def _multiples(size: Sequence[int], patch: int) -> str:
+    return "x".join(str(max(1, round(side / patch)) * patch) for side in size)
+
+
+def _check_grid(grid: Sequence[int], tokens: int) -> None:
+    if len(grid) != 2 or grid[0] * grid[1] != tokens or grid[0] < 1:
+        raise UserInputError(
+            f"the grid is {list(grid)}, but there are {tokens} tokens; expected rows and columns "
+            f"whose product is {tokens}"
+        )

@@ -1,0 +1,240 @@
+"""What a recipe file may hold: types, ranges and names, checked before anything runs."""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+
+from compress.data.augment import AugmentConfig
+from compress.errors import UserInputError
+from compress.files import check_readable
+from compress.training.config import TrainingConfig
+
+__all__ = ["Recipe", "Step", "read_recipe"]
+
+FROZEN = ConfigDict(extra="forbid", frozen=True)
+Ratio = Annotated[float, Field(ge=0, lt=1)]
+
+
+class StepOptions(BaseModel):
+    """What every step accepts: nothing that it does not name."""
+
+    model_config = FROZEN
+
+
+class AugmentOptions(StepOptions):
+    """Augmentation of training images; the fields are those of `AugmentConfig`."""
+
+
+def _fields_of(config: type, *, without: Sequence[str] = ()) -> dict[str, Any]:
+    """The fields of a settings dataclass, for a pydantic model: defined once, checked twice."""
+    hints = typing.get_type_hints(config)
+    return {
+        field.name: (hints[field.name], field.default)
+        for field in dataclasses.fields(config)
+        if field.name not in without
+    }
+
+
+Augmentation: Any = create_model(
+    "Augmentation", __base__=AugmentOptions, **_fields_of(AugmentConfig)
+)
+TrainingOptions: Any = create_model(
+    "TrainingOptions",
+    __base__=StepOptions,
+    augment=(Augmentation, Augmentation()),
+    **_fields_of(TrainingConfig, without=["seed"]),  # the recipe has one seed
+)
+
+
+class TrainOptions(TrainingOptions):  # type: ignore[misc,valid-type]
+    """Train a network from scratch.
+
+    `model` names a registered architecture under `arch`, its keywords beside it; the number of
+    classes comes from the data.
+    """
+
+    model: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _model_names_an_architecture(self) -> "TrainOptions":
+        if not isinstance(self.model.get("arch"), str):
+            raise ValueError("model needs `arch`, the name of an architecture")
+        return self
+
+
+class SlimStepOptions(StepOptions):
+    """Slim the network at every ratio; what follows works on each of the results."""
+
+    ratios: Annotated[list[Ratio], Field(min_length=1)]
+    round_to: Annotated[int, Field(ge=1)] = 8
+    min_channels: Annotated[int, Field(ge=1)] = 8
+    ignore: list[str] = []
+    absorb: bool = True
+
+
+class FinetuneOptions(TrainingOptions):  # type: ignore[misc,valid-type]
+    """Train every slimmed network further."""
+
+
+class ExportOptions(StepOptions):
+    """Write every network as a file for other runtimes."""
+
+    format: Literal["onnx"] = "onnx"
+
+
+class CompareOptions(StepOptions):
+    """Time all networks in turn and write the table."""
+
+    seconds: Annotated[float, Field(gt=0)] = 10.0
+
+
+STEP_OPTIONS: dict[str, type[StepOptions]] = {
+    "train": TrainOptions,
+    "slim": SlimStepOptions,
+    "finetune": FinetuneOptions,
+    "export": ExportOptions,
+    "compare": CompareOptions,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of a recipe: its kind and its checked options."""
+
+    kind: str
+    options: Any
+
+
+class Recipe(BaseModel):
+    """A whole recipe file.
+
+    Attributes:
+        name: names the folder under `runs/`.
+        data: "digits", "cifar10:DIR" or "folder:DIR".
+        image_size: side of the images; None takes the size that the data come in.
+        seed: of everything random.
+        steps: one-key mappings, kind of step to its options.
+    """
+
+    model_config = FROZEN
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+    data: str
+    image_size: Annotated[int, Field(ge=1)] | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    steps: Annotated[list[dict[str, Any]], Field(min_length=1)]
+
+    def checked_steps(self) -> list[Step]:
+        """Return the steps with their options.
+
+        Raises:
+            UserInputError: a step or one of its options is unknown, or out of range.
+        """
+        return [_checked_step(number, entry) for number, entry in enumerate(self.steps, start=1)]
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: a YAML file.
+        overrides: "finetune.epochs=3" sets an option of every step of that kind, "seed=1" one of
+            the recipe; the value is YAML.
+
+    Raises:
+        UserInputError: the file is no recipe, or an override names nothing.
+    """
+    check_readable(path, "recipe")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as err:
+        raise UserInputError(f"recipe {path} is not YAML: {' '.join(str(err).split())}") from err
+    if not isinstance(content, dict):
+        raise UserInputError(
+            f"recipe {path} holds {type(content).__name__}; expected name, data, steps"
+        )
+    for override in overrides:
+        _apply_(content, override)
+    recipe: Recipe = _checked(Recipe, content, f"recipe {path}")
+    recipe.checked_steps()
+    return recipe
+
+
+def _checked_step(number: int, entry: dict[str, Any]) -> Step:
+    if len(entry) != 1:
+        raise UserInputError(
+            f"step {number} has the keys {sorted(entry)}; expected one, the kind of the step"
+        )
+    kind, options = next(iter(entry.items()))
+    if kind not in STEP_OPTIONS:
+        raise UserInputError(f"step {number} is {kind!r}; {_nearest(kind, STEP_OPTIONS)}")
+    return Step(
+        kind=kind, options=_checked(STEP_OPTIONS[kind], options or {}, f"step {number} ({kind})")
+    )
+
+
+def _checked(model: Any, content: Any, where: str) -> Any:
+    try:
+        return model.model_validate(content)
+    except ValidationError as err:
+        raise UserInputError(f"{where}: {_first_problem(err, model)}") from err
+    except UserInputError as err:  # from the settings' own checks
+        raise UserInputError(f"{where}: {err}") from err
+
+
+def _first_problem(err: ValidationError, model: type[BaseModel]) -> str:
+    problem = err.errors()[0]
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return (
+            f"{place!r} is not an option; {_nearest(str(problem['loc'][-1]), model.model_fields)}"
+        )
+    if problem["type"] == "missing":
+        return f"{place!r} is missing; it has no default"
+    return f"{place} is {problem['input']!r}; {problem['msg']}".removesuffix(".")
+
+
+def _nearest(name: str, known: typing.Iterable[str]) -> str:
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"expected one of {', '.join(sorted(known))}"
+
+
+def _apply_(content: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as err:
+        raise UserInputError(f"--set {override}: the value is not YAML ({err})") from err
+    *kind, option = name.split(".", maxsplit=1)
+    if not equals or not option:
+        raise UserInputError(f"--set {override!r}; expected option=value or step.option=value")
+    if not kind:
+        content[option] = value
+        return
+    steps = content.get("steps")
+    hits = (
+        [s for s in steps if isinstance(s, dict) and kind[0] in s]
+        if isinstance(steps, list)
+        else []
+    )
+    if not hits:
+        raise UserInputError(f"--set {override}: the recipe has no step {kind[0]!r}")
+    for step in hits:
+        _set_nested_(step, [kind[0], *option.split(".")], value)
+
+
+def _set_nested_(target: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    for key in path[:-1]:
+        if not isinstance(target.get(key), dict):
+            target[key] = {}
+        target = target[key]
+    target[path[-1]] = value
