@@ -1,8 +1,8 @@
 """Run a recipe: a chain of steps from one YAML file, which goes on where it was stopped."""
 
 import argparse
-import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from compress.cli import HelpFormatter, add_common_options, print_json, run_door
@@ -53,11 +53,8 @@ def _work(options: argparse.Namespace) -> int:
     if options.dry_run:
         from compress.recipe.plan import plan_tasks
 
-        plan = [
-            {"task": t.name, "needs": list(t.needs), "options": t.options}
-            for t in plan_tasks(recipe)
-        ]
-        print(json.dumps({"recipe": recipe.name, "output": str(run_dir), "plan": plan}, indent=2))
+        plan = [asdict(task) for task in plan_tasks(recipe)]
+        print_json({"recipe": recipe.name, "output": str(run_dir), "plan": plan})
         return 0
     outcomes = run_recipe(recipe, run_dir, fresh=options.fresh, progress=not options.quiet)
     table = read_table(outcomes)

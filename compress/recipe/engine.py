@@ -1,10 +1,10 @@
 """Run the tasks that are not done yet.
 
 A task is done when its folder holds `done.json` with the fingerprint of what decides its result:
-kind, options, data, seed, the results that it read, and the sources of this package. A task that was
-killed left `started.json` with the same fingerprint, and goes on from what it saved; a folder of
-another fingerprint is cleared first. So a run that was killed continues, a changed option repeats
-what depends on it and nothing else, and a finished recipe starts and ends at once.
+kind, options, data, seed, the results that it read, and the sources of this package. A task that
+was killed left `started.json` with the same fingerprint, and goes on from what it saved; a folder
+of another fingerprint is cleared first. So a run that was killed continues, a changed option
+repeats what depends on it and nothing else, and a finished recipe starts and ends at once.
 """
 
 import fcntl

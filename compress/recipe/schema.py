@@ -41,18 +41,30 @@ def _fields_of(config: type, *, without: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
+class TrainingStepOptions(StepOptions):
+    """Options of a step that trains; the fields are those of `TrainingConfig`, and `augment`."""
+
+    @model_validator(mode="after")
+    def _settings_are_in_range(self) -> "TrainingStepOptions":
+        names = {field.name for field in dataclasses.fields(TrainingConfig)} - {"seed"}
+        TrainingConfig(**{name: getattr(self, name) for name in names})
+        augment = self.augment.model_dump()  # type: ignore[attr-defined]
+        AugmentConfig(**augment)
+        return self
+
+
 Augmentation: Any = create_model(
     "Augmentation", __base__=AugmentOptions, **_fields_of(AugmentConfig)
 )
 TrainingOptions: Any = create_model(
     "TrainingOptions",
-    __base__=StepOptions,
+    __base__=TrainingStepOptions,
     augment=(Augmentation, Augmentation()),
     **_fields_of(TrainingConfig, without=["seed"]),  # the recipe has one seed
 )
 
 
-class TrainOptions(TrainingOptions):  # type: ignore[misc,valid-type]
+class TrainOptions(TrainingOptions):
     """Train a network from scratch.
 
     `model` names a registered architecture under `arch`, its keywords beside it; the number of
@@ -78,7 +90,7 @@ class SlimStepOptions(StepOptions):
     absorb: bool = True
 
 
-class FinetuneOptions(TrainingOptions):  # type: ignore[misc,valid-type]
+class FinetuneOptions(TrainingOptions):
     """Train every slimmed network further."""
 
 
@@ -157,7 +169,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UserInputError(f"recipe {path} is not YAML: {' '.join(str(err).split())}") from err
     if not isinstance(content, dict):
         raise UserInputError(
-            f"recipe {path} holds {type(content).__name__}; expected name, data, steps"
+            f"recipe {path} holds {type(content).__name__}; expected name, data and steps"
         )
     for override in overrides:
         _apply_(content, override)
@@ -200,6 +212,16 @@ def _first_problem(err: ValidationError, model: type[BaseModel]) -> str:
     return f"{place} is {problem['input']!r}; {problem['msg']}".removesuffix(".")
 
 
+def _known(model: type[BaseModel], place: Sequence[Any]) -> typing.Iterable[str]:
+    """The option names at a place inside a model, such as within `augment`."""
+    for part in place:
+        inner = model.model_fields[part].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return ()
+        model = inner
+    return model.model_fields
+
+
 def _nearest(name: str, known: typing.Iterable[str]) -> str:
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
@@ -220,12 +242,8 @@ def _apply_(content: dict[str, Any], override: str) -> None:
     if not kind:
         content[option] = value
         return
-    steps = content.get("steps")
-    hits = (
-        [s for s in steps if isinstance(s, dict) and kind[0] in s]
-        if isinstance(steps, list)
-        else []
-    )
+    steps = content.get("steps") if isinstance(content.get("steps"), list) else []
+    hits = [step for step in steps if isinstance(step, dict) and kind[0] in step]
     if not hits:
         raise UserInputError(f"--set {override}: the recipe has no step {kind[0]!r}")
     for step in hits:

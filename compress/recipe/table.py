@@ -76,7 +76,7 @@ def _history(
 _COLUMNS = (
     ("ratio", lambda row: _number(row["ratio"], "g")),
     ("true ratio", lambda row: _number(row["true_pruned_ratio"], ".4f")),
-    ("threshold", lambda row: _number(row["threshold"], ".4f")),
+    ("threshold", lambda row: _number(row["threshold"], ".3g")),
     ("MACs", lambda row: f"{row['macs'] / 1e6:.2f} M"),
     ("params", lambda row: f"{row['params'] / 1e3:.1f} k"),
     ("acc before", lambda row: _number(row["acc1_before"], ".2f")),

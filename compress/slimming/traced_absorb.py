@@ -95,13 +95,13 @@ def find_readers(graph: ChannelGraph) -> dict[str, Reader]:
         # unevenly over its output.
         if not graph.is_type(node, "CONV", "LINEAR") or givers != 1 or _is_transposed(node):
             continue
-        following = node.outputs[0] if len(node.outputs) == 1 else None
-        takes = following in names and graph.is_type(following, "BN") and len(following.inputs) == 1
+        takers = [t for t in node.outputs if graph.is_type(t, "BN") and len(t.inputs) == 1]
+        takers = takers if len(node.outputs) == 1 else []
         means = _arriving(graph, node, moments, terms=1).mean
         means = F.pad(
             means, (0, (graph.width(Space(node, "in")) or 0) - len(means)), value=math.nan
         )
-        readers[name] = Reader(means=means, following=names[following] if takes else None)
+        readers[name] = Reader(means=means, following=names[takers[0]] if takers else None)
     return readers
 
 
@@ -165,12 +165,13 @@ def _givers_first(graph: ChannelGraph) -> list[Any]:
     return list(order)
 
 
-def _of_norm(norm: nn.Module) -> _Moments:
+def _of_norm(norm: Any) -> _Moments:
     # What BatchNorm has normalised is taken for standard normal in every channel.
     if norm.weight is None:
-        width: int = norm.num_features  # type: ignore[assignment]
-        return _Moments(torch.zeros(width).double(), torch.ones(width).double())
-    return _Moments(norm.bias.double(), norm.weight.double() ** 2)  # type: ignore[operator]
+        return _Moments(
+            torch.zeros(norm.num_features).double(), torch.ones(norm.num_features).double()
+        )
+    return _Moments(norm.bias.double(), norm.weight.double() ** 2)
 
 
 def _of_operation(
@@ -235,7 +236,7 @@ def _take_up_(layers: Mapping[str, nn.Module], name: str, reader: Reader, gone: 
     if bias is not None:
         bias += response  # type: ignore[operator]
     else:
-        mean -= response  # type: ignore[operator]
+        mean -= response
     return not reader.means[gone].isnan().any()
 
 

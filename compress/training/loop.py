@@ -41,6 +41,7 @@ from compress.training.processes import (
     make_accelerator,
     on_main,
     released,
+    seed_generators,
 )
 from compress.training.progress import progress_bar
 from compress.training.run import Run, Score, Validate
@@ -221,7 +222,7 @@ def _backward(run: Run, images: Tensor, labels: Tensor, part: int) -> dict[str, 
     device, position = run.accelerator.device, (run.steps_done, part)
     seed = derived_seed(run.config.seed, "augment", *position)
     batch = run.prepare(images.to(device), labels.to(device), seed)
-    torch.manual_seed(derived_seed(run.config.seed, "forward", *position))
+    seed_generators(device, derived_seed(run.config.seed, "forward", *position))
     # Gradients are exchanged once a step, with the last micro-batch.
     is_last = part == run.own_parts[-1]
     exchange = contextlib.nullcontext() if is_last else run.accelerator.no_sync(run.wrapped)

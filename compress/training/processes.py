@@ -24,6 +24,7 @@ __all__ = [
     "on_main",
     "released",
     "resolve_device",
+    "seed_generators",
 ]
 
 T = TypeVar("T")
@@ -155,6 +156,17 @@ def released(model: nn.Module) -> Iterator[None]:
         model.eval().cpu()
 
 
+def seed_generators(device: torch.device, seed: int) -> None:
+    """Seed the generators that a network on `device` draws from.
+
+    `torch.manual_seed` would queue a call for every kind of device that is not in use, and keep them
+    all: at one call a step that is slow, and a leak.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
 def _cannot(mixed_precision: str, why: str) -> UserInputError:
     return UserInputError(
         f"mixed_precision is {mixed_precision!r}, which this device cannot do ({why}); expected "
@@ -176,3 +188,5 @@ def _choose_device(accelerate: Any, name: str | None) -> None:
     state = accelerate.PartialState(cpu=on_cpu)
     if state.num_processes == 1:
         state.device = torch.device("cpu") if on_cpu else resolve_device(name)
+        if state.device.index is not None:  # seeds go to the current device
+            torch.accelerator.set_device_index(state.device.index)

@@ -237,6 +237,16 @@ def test_grouped_convolutions_lose_the_same_places_in_every_group():
     torch.testing.assert_close(slim.norm0.weight, network.norm0.weight[kept], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("round_to", [1, 3])
+def test_grouped_convolutions_stay_whole_at_any_rounding(round_to):
+    net = traced(trained_like(FACTORIES["grouped_net"]()))
+    selection = choose(net, 0.9, round_to=round_to)
+    assert selection.widths["norm0"] % (2 * round_to) == 0
+    assert selection.widths["norm1"] % (4 * round_to) == 0
+    slim = net.slim(selection)
+    assert slim.conv2.in_channels == slim.conv2.out_channels == selection.widths["norm1"] < 32
+
+
 def test_score_of_a_shared_channel_is_its_largest():
     network = trained_like(bottleneck_resnet())
     names = ("layer1.0.bn3", "layer1.0.downsample.1", "layer1.1.bn3")
@@ -284,11 +294,14 @@ class Awkward(nn.Module):
         self.use = use
         self.conv1, self.norm1 = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16)
         self.conv2, self.norm2 = nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16)
-        width = {"cat image": 19, "cat image first": 19, "shuffle pixels": 4}.get(use, 16)
+        widths = {"cat image": 19, "cat image first": 19, "shuffle pixels": 4, "part": 8}
+        width = widths.get(use, 16)
         self.conv3, self.norm3 = nn.Conv2d(width, 16, 3, padding=1), nn.BatchNorm2d(16)
         self.fc = nn.Linear(16, 10)
         if use == "group norm":
             self.extra = nn.GroupNorm(4, 16)
+        elif use == "bare branch":
+            self.extra = nn.Conv2d(16, 16, 3, padding=1)
         elif use == "parameter":
             self.scale = nn.Parameter(torch.linspace(1, 2, 16)[:, None, None])
         elif use == "squeeze":
@@ -341,6 +354,12 @@ class Awkward(nn.Module):
     def channel_slice(self, x, image):
         return torch.cat([x[:, 8:], x[:, :8]], 1)
 
+    def part(self, x, image):
+        return x[:, 8:]
+
+    def bare_branch(self, x, image):
+        return x + self.extra(x)
+
     def shuffle(self, x, image):
         n, c, h, w = x.shape
         return x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
@@ -371,6 +390,8 @@ class Awkward(nn.Module):
         ("twice", {}),
         ("chunk", {"norm2": "Split"}),
         ("channel slice", {"norm2": "Slice"}),
+        ("part", {"norm2": "Slice"}),
+        ("bare branch", {}),
         ("shuffle", {"norm2": "Transpose"}),
         ("shuffle pixels", {"norm2": "PixelShuffle"}),
         ("normalize", {"norm2": "LinalgVectorNorm"}),
@@ -389,6 +410,10 @@ def test_awkward_uses_are_slimmed_exactly_or_kept_whole(use, whole):
     assert slim.conv1.out_channels + slim.conv3.out_channels < 32
     masked = copy.deepcopy(network)
     set_scored_(masked, net, {n: k.tolist() for n, k in selection.kept.items()}, 0.0, 0.0)
+    if use == "bare branch":  # whose outputs no BatchNorm can mask
+        with torch.no_grad():
+            masked.extra.weight[selection.removed("norm2")] = 0
+            masked.extra.bias[selection.removed("norm2")] = 0
     assert relative_change(slim, masked, images()) < 1e-5
 
 
@@ -555,6 +580,15 @@ def test_absorption_brings_the_outputs_closer(factory):
     without = {"block1.0.conv2", "block1.1.conv2", "block2.0.conv2", "block2.1.conv2"}
     without |= {"transition.2"}
     assert set(net.not_absorbed) == (without if factory is FACTORIES["dense_net"] else set())
+
+
+@pytest.mark.parametrize("use", ["squeeze", "bare branch"])
+def test_readers_of_what_has_no_known_mean_are_named(use):
+    """A product, and a sum with a convolution that no BatchNorm follows."""
+    net = traced(trained_like(Awkward(use)))
+    net.slim(choose(net, 0.5))
+    assert "conv3" in net.not_absorbed
+    assert "conv2" not in net.not_absorbed
 
 
 class Chain(nn.Module):
