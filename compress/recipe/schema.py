@@ -204,9 +204,8 @@ def _first_problem(err: ValidationError, model: type[BaseModel]) -> str:
     problem = err.errors()[0]
     place = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return (
-            f"{place!r} is not an option; {_nearest(str(problem['loc'][-1]), model.model_fields)}"
-        )
+        name = str(problem["loc"][-1])
+        return f"{place!r} is not an option; {_nearest(name, _known(model, problem['loc'][:-1]))}"
     if problem["type"] == "missing":
         return f"{place!r} is missing; it has no default"
     return f"{place} is {problem['input']!r}; {problem['msg']}".removesuffix(".")

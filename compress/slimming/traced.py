@@ -117,8 +117,13 @@ class TracedNetwork:
         removed: dict[tuple[str, str], list[Tensor]] = {}
         for name in selection.kept if only is None else [only]:
             group = self.groups[name]
-            gone = selection.removed(name)[:: group.channels_per_decision]
-            decisions = gone // group.channels_per_decision
+            decisions, channels = (
+                selection.removed(name)
+                .div(group.channels_per_decision, rounding_mode="floor")
+                .unique(return_counts=True)
+            )
+            if (channels != group.channels_per_decision).any():
+                raise ValueError(f"{name}: the selection was made without channels_per_decision")
             for cut in group.cuts:
                 removed.setdefault((cut.layer, cut.side), []).append(
                     cut.indices[decisions].flatten()

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from compress.errors import UnsupportedModelError
+from compress.errors import CompressError, UnsupportedModelError
 from compress.optional import require
 
 __all__ = ["ChannelGraph", "Space", "mapped_channels", "output_tensors", "trace"]
@@ -161,18 +161,19 @@ def trace(network: nn.Module, example: Tensor) -> ChannelGraph:
     pruning = require("torch_pruning", "slimming networks that are not of compress.models")
     # A copy, because tracing needs gradients everywhere and eval mode, and leaves its marks.
     traced = _WithImage(copy.deepcopy(network), example.shape[1]).requires_grad_(True).eval()
-    _check_runs(traced, example)
     try:
         with torch.enable_grad():
             graph = pruning.DependencyGraph().build_dependency(
                 traced,
                 example,
-                forward_fn=lambda model, image: model(image),
+                forward_fn=_outputs,
                 # A copied output is a node of its own, which tells outputs from layers.
-                output_transform=lambda out: [tensor.clone() for tensor in output_tensors(out)],
+                output_transform=lambda outputs: [tensor.clone() for tensor in outputs],
                 verbose=False,
             )
         return ChannelGraph(graph, traced)
+    except CompressError:
+        raise
     except Exception as err:  # torch-pruning fails with whatever its assumptions run into
         raise UnsupportedModelError(
             f"{type(network).__name__} cannot be traced ({type(err).__name__}: {err}); expected a "
@@ -200,21 +201,21 @@ def mapped_channels(edge: Any, channels: list[int]) -> list[tuple[int, int]]:
     return [(pair.root_idx, pair.idx) for pair in pairs]
 
 
-def _check_runs(traced: nn.Module, example: Tensor) -> None:
+def _outputs(traced: _WithImage, image: Tensor) -> list[Tensor]:
+    name = type(traced.network).__name__
     try:
-        with torch.enable_grad():
-            outputs = output_tensors(traced(example))
+        outputs = output_tensors(traced(image))
     except Exception as err:  # whatever the forward of the network raises
-        name = type(traced.network).__name__
         raise UnsupportedModelError(
-            f"{name} cannot be run on an image of shape {tuple(example.shape[1:])} "
+            f"{name} cannot be run on an image of shape {tuple(image.shape[1:])} "
             f"({type(err).__name__}: {err}); give the size that it expects with --input-size"
         ) from err
     if not outputs or any(tensor.grad_fn is None for tensor in outputs):
         raise UnsupportedModelError(
-            f"{type(traced.network).__name__} returns {len(outputs)} tensors, not all with a path "
-            "back to its layers; expected outputs computed with gradients enabled, not detached"
+            f"{name} returns {len(outputs)} tensors, not all with a path back to its layers; "
+            "expected outputs computed with gradients enabled, not detached"
         )
+    return outputs
 
 
 def _sharing_parameters(network: nn.Module) -> set[nn.Module]:

@@ -28,12 +28,12 @@ def cut_(network: nn.Module, removed: Mapping[tuple[str, str], Tensor]) -> None:
     trainable = {name: p.requires_grad for name, p in network.named_parameters()}
     layers = dict(network.named_modules())
     work = []
-    for (name, side), channels in removed.items():
+    for (name, side), gone in removed.items():
         # Chosen before anything is cut: a grouped convolution with one channel left in each group
         # would be taken for a depthwise one.
         pruner = pruning.pruner.function.PrunerBox[pruning.ops.module2type(layers[name])]
         prune = pruner.prune_in_channels if side == "in" else pruner.prune_out_channels
-        work.append((prune, layers[name], channels.tolist()))
+        work.append((prune, layers[name], gone.tolist()))
     for prune, layer, channels in work:
         prune(layer, channels)
     for name, parameter in network.named_parameters():

@@ -170,6 +170,8 @@ def fit(
                 "going on with %s at step %d of epoch %d",
                 run_dir, run.position.step, run.position.epoch + 1,
             )  # fmt: skip
+        else:
+            save_state(run)  # so that whatever a kill leaves in the folder belongs to a run
         _train(run, show=progress and accelerator.is_main_process)
     load_best(accelerator, files.best, model)
     return _result(files, run.position, was_finished=False)

@@ -159,8 +159,8 @@ def released(model: nn.Module) -> Iterator[None]:
 def seed_generators(device: torch.device, seed: int) -> None:
     """Seed the generators that a network on `device` draws from.
 
-    `torch.manual_seed` would queue a call for every kind of device that is not in use, and keep them
-    all: at one call a step that is slow, and a leak.
+    `torch.manual_seed` would queue a call for every kind of device that is not in use, and keep
+    them all: at one call a step that is slow, and a leak.
     """
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":

@@ -57,7 +57,7 @@ def test_the_plan_fans_out_per_ratio(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "holds NoneType"),
+        ("# nothing", "holds NoneType"),
         ("- a list", "holds list"),
         ("name: [", "is not YAML"),
         ({**BASE, "name": "../escape"}, "name is '../escape'"),

@@ -237,6 +237,13 @@ def test_grouped_convolutions_lose_the_same_places_in_every_group():
     torch.testing.assert_close(slim.norm0.weight, network.norm0.weight[kept], rtol=0, atol=0)
 
 
+def test_selection_that_splits_a_decision_is_refused():
+    net = traced(trained_like(FACTORIES["grouped_net"]()))
+    selection = select_channels(net.scores(), 0.9, round_to=1, min_channels=3)
+    with pytest.raises(ValueError, match="channels_per_decision"):
+        net.slim(selection)
+
+
 @pytest.mark.parametrize("round_to", [1, 3])
 def test_grouped_convolutions_stay_whole_at_any_rounding(round_to):
     net = traced(trained_like(FACTORIES["grouped_net"]()))

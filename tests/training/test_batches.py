@@ -104,7 +104,7 @@ def test_images_are_normalised_and_targets_one_hot() -> None:
 def test_an_augmentation_gets_the_seed() -> None:
     seen = []
 
-    def augment(images: torch.Tensor, labels: torch.Tensor, *, seed: int):  # noqa: ANN202
+    def augment(images: torch.Tensor, labels: torch.Tensor, *, seed: int):
         seen.append(seed)
         return images.float(), torch.full((len(labels), 3), 1 / 3)
 

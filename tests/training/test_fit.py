@@ -64,7 +64,10 @@ def test_what_a_run_writes(tmp_path: Path) -> None:
         "epoch", "step", "lr", "train_loss", "train_gamma_penalty", "validation_loss",
         "acc1", "acc5", "time_s", "images_per_s",
     ]  # fmt: skip
-    assert [(line["epoch"], line["step"], line["lr"]) for line in lines] == [(1, 4, 0.1), (2, 8, 0.1)]
+    assert [(line["epoch"], line["step"], line["lr"]) for line in lines] == [
+        (1, 4, 0.1),
+        (2, 8, 0.1),
+    ]
     checkpoint = torch.load(result.last, weights_only=True)
     meta = checkpoint["meta"]
     assert meta["metrics"] == lines[-1]
@@ -86,6 +89,20 @@ def test_the_same_call_gives_the_same_bits_and_leaves_the_random_state(tmp_path:
         assert torch.equal(torch.get_rng_state(), state)
     assert same_weights(*models)
     assert not same_weights(models[0], Net(dropout=0.4))
+
+
+def test_the_training_loss_is_the_mean_over_the_steps_of_its_epoch(tmp_path: Path) -> None:
+    losses: list[float] = []
+
+    def objective(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        terms = plain(model, batch)
+        losses.append(terms["loss"].item())
+        return terms
+
+    result = train(Net(), tmp_path, objective=objective)
+    got = [record["train_loss"] for record in result.history]
+    expected = [sum(losses[first : first + 4]) / 4 for first in (0, 4, 8)]
+    assert got == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -220,7 +237,7 @@ def test_settings_without_effect_do_not_make_another_run(tmp_path: Path) -> None
 
 def test_checkpoints_without_their_run_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "best.pth").write_bytes(b"mine")
-    with pytest.raises(UserInputError, match="best.pth exists, but no run"):
+    with pytest.raises(UserInputError, match=r"best\.pth exists, but no run"):
         train(Net(), tmp_path)
     assert (tmp_path / "best.pth").read_bytes() == b"mine"
 
@@ -250,7 +267,7 @@ def test_a_resume_point_of_another_kind_is_told(tmp_path: Path) -> None:
 def test_a_best_checkpoint_that_is_gone_is_told(tmp_path: Path) -> None:
     train(Net(), tmp_path)
     (tmp_path / "best.pth").unlink()
-    with pytest.raises(UserInputError, match="best.pth is gone"):
+    with pytest.raises(UserInputError, match=r"best\.pth is gone"):
         train(Net(), tmp_path)
 
 
@@ -285,7 +302,9 @@ def test_weights_that_became_infinite_are_never_saved(tmp_path: Path) -> None:
 
     with pytest.raises(CompressError, match="weights are NaN or infinite after step"):
         train(Net(), tmp_path, objective=objective, data=fake_data(train=12))
-    assert not (tmp_path / "state.pt").exists()
+    assert not (tmp_path / "best.pth").exists()
+    state = torch.load(tmp_path / "state.pt", weights_only=True)  # of the start
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())
 
 
 def test_frozen_layers_stay_as_they_are(tmp_path: Path) -> None:
@@ -359,7 +378,7 @@ def test_other_tensors_than_images_and_another_measure(tmp_path: Path) -> None:
     data = fake_data()
 
     class Head(nn.Linear):
-        arch, config = "head", {}  # noqa: RUF012
+        arch, config = "head", {}
 
     for split in data.splits.values():
         split.images = lambda indices, s=split: s.pixels[indices].float().mean(dim=(2, 3)) / 100
@@ -375,7 +394,8 @@ def test_other_tensors_than_images_and_another_measure(tmp_path: Path) -> None:
 
     result = train(
         Head(3, CLASSES), tmp_path, data=data, prepare=prepare, validate=validate,
-        score=lambda metrics: (metrics["acc1"] - metrics["cost"],), settings={"epochs": 9, "lr": 0.5},
+        score=lambda metrics: (metrics["acc1"] - metrics["cost"],),
+        settings={"epochs": 9, "lr": 0.5},
     )  # fmt: skip
     assert result.best_metrics["acc1"] > 60
     assert result.best_metrics["cost"] == 2.0
@@ -395,4 +415,4 @@ def test_resume_points_are_also_written_by_the_clock(
 
     monkeypatch.setattr(loop, "save_state", save)
     train(Net(), tmp_path, settings={"epochs": 2}, data=fake_data(train=60))  # five steps an epoch
-    assert saved == [(0, 2), (0, 4), (1, 2), (1, 4)]
+    assert saved == [(0, 0), (0, 2), (0, 4), (1, 2), (1, 4)]

@@ -98,7 +98,9 @@ def test_a_model_that_tells_its_groups_is_penalised_on_their_scales() -> None:
     objective(model, random_batch(2))["loss"].backward()
     touched = gradients(model)
     assert set(touched) == {"features.1.weight", "features.4.weight"}
-    assert all(torch.equal(gradient, torch.full_like(gradient, 0.5)) for gradient in touched.values())
+    assert all(
+        torch.equal(gradient, torch.full_like(gradient, 0.5)) for gradient in touched.values()
+    )
 
 
 def test_a_model_without_scales_cannot_be_made_sparse() -> None:

@@ -17,6 +17,7 @@ from compress.errors import ToolchainError, UserInputError
 from compress.models.vgg import VGG
 from compress.training.processes import is_main_process, resolve_device, seed_generators
 from tests.training import two_processes
+from tests.training.fakes import fake_data
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -80,6 +81,15 @@ def test_both_processes_end_with_the_same_weights_and_statistics(launched: Path)
     for case in (*two_processes.CASES, "found finished"):
         assert all(torch.equal(first[case][name], second[case][name]) for name in first[case])
     assert all(torch.equal(first["norm"][n], first["found finished"][n]) for n in first["norm"])
+
+
+@pytest.mark.slow
+def test_running_statistics_are_those_of_all_images(launched: Path) -> None:
+    model, data = two_processes.network("norm"), fake_data(train=12)
+    maps = model.conv(data.normalize(data.splits["train"].pixels))  # (12, 6, 4, 4)
+    expected = 0.1 * maps.mean(dim=(0, 2, 3))  # BatchNorm's momentum, from 0
+    for rank in ranks(launched):
+        torch.testing.assert_close(rank["running mean"], expected, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.slow

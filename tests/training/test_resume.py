@@ -34,7 +34,9 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def run(folder: Path, before_step: Callable[[int], None] = lambda step: None) -> TrainingResult:
+def run(
+    folder: Path, before_step: Callable[[int], None] = lambda step: None, **more: Any
+) -> TrainingResult:
     torch.set_num_threads(1)
     data = fake_data()
     calls = 0
@@ -46,7 +48,7 @@ def run(folder: Path, before_step: Callable[[int], None] = lambda step: None) ->
         return with_gamma_penalty(plain, 0.01)(model, batch)
 
     return fit(
-        Net(dropout=0.4), data, objective, config(**SETTINGS), folder,
+        Net(dropout=0.4), data, objective, config(**{**SETTINGS, **more}), folder,
         augment=FakeAugment(data), device="cpu", progress=False,
     )  # fmt: skip
 
@@ -59,7 +61,9 @@ def killed_before_micro_batch(folder: Path, number: int) -> None:
     run(folder, lambda step: die() if step == number else None)
 
 
-def killed_at_file(folder: Path, name: str, count: int, moment: str) -> None:
+def killed_at_file(
+    folder: Path, name: str, count: int, moment: str, save_every_steps: int | None = 3
+) -> None:
     """Die at the `count`-th writing of a file: just before or just after it takes its name."""
     replace, seen = os.replace, 0
 
@@ -74,7 +78,7 @@ def killed_at_file(folder: Path, name: str, count: int, moment: str) -> None:
             die()
 
     os.replace = replaced
-    run(folder)
+    run(folder, save_every_steps=save_every_steps)
 
 
 def in_a_process(work: Callable[..., Any], *arguments: Any) -> int | None:
@@ -129,7 +133,7 @@ def check_resumed(folder: Path, undisturbed: Path) -> None:
 @pytest.mark.parametrize(
     ("micro_batch", "saved"),
     [
-        pytest.param(3, None, id="before the first resume point"),
+        pytest.param(3, (0, 0), id="when only the start is saved"),
         pytest.param(6, (0, 3), id="right behind a resume point"),
         pytest.param(7, (0, 3), id="between two micro-batches of a step"),
         pytest.param(2 * STEPS, (1, 0), id="at the start of an epoch"),
@@ -138,27 +142,33 @@ def check_resumed(folder: Path, undisturbed: Path) -> None:
     ],
 )
 def test_killed_inside_an_epoch(
-    tmp_path: Path, undisturbed: Path, micro_batch: int, saved: tuple[int, int] | None
+    tmp_path: Path, undisturbed: Path, micro_batch: int, saved: tuple[int, int]
 ) -> None:
     code = in_a_process(killed_before_micro_batch, tmp_path, micro_batch)
     assert code == -signal.SIGKILL
-    state = tmp_path / "state.pt"
-    assert state.exists() == (saved is not None)
-    if saved:
-        position = torch.load(state, weights_only=True)["position"]
-        assert (position["epoch"], position["step"]) == saved
+    position = torch.load(tmp_path / "state.pt", weights_only=True)["position"]
+    assert (position["epoch"], position["step"]) == saved
     check_resumed(tmp_path, undisturbed)
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("state.pt", 1), ("state.pt", 2), ("best.pth", 1), ("last.pth", 2), ("metrics.jsonl", 2)],
+    [("state.pt", 1), ("state.pt", 2), ("state.pt", 3), ("last.pth", 2), ("metrics.jsonl", 2)],
 )
 def test_killed_while_a_file_is_written(
     tmp_path: Path, undisturbed: Path, name: str, count: int, moment: str
 ) -> None:
     assert in_a_process(killed_at_file, tmp_path, name, count, moment) == -signal.SIGKILL
+    check_resumed(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("name", ["best.pth", "last.pth", "metrics.jsonl"])
+def test_killed_at_the_end_of_the_first_epoch(tmp_path: Path, undisturbed: Path, name: str) -> None:
+    """Files that are there before any resume point behind the start."""
+    code = in_a_process(killed_at_file, tmp_path, name, 1, "after", None)
+    assert code == -signal.SIGKILL
+    assert (tmp_path / name).exists()
     check_resumed(tmp_path, undisturbed)
 
 
@@ -170,7 +180,7 @@ def test_killed_again_and_again(tmp_path: Path, undisturbed: Path) -> None:
 
 def test_metrics_that_are_ahead_are_taken_back(tmp_path: Path, undisturbed: Path) -> None:
     """A kill between metrics.jsonl and the resume point must not leave an epoch twice."""
-    assert in_a_process(killed_at_file, tmp_path, "state.pt", 4, "before") == -signal.SIGKILL
+    assert in_a_process(killed_at_file, tmp_path, "state.pt", 5, "before") == -signal.SIGKILL
     metrics = tmp_path / "metrics.jsonl"
     assert len(metrics.read_text().splitlines()) == 2  # the resume point knows of one
     assert in_a_process(killed_before_micro_batch, tmp_path, 1) == -signal.SIGKILL

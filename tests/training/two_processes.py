@@ -42,10 +42,20 @@ def nan_in_one_process(folder: Path) -> str:
         return {"loss": terms["loss"] * (float("nan") if os.environ["RANK"] == "1" else 1.0)}
 
     try:
-        fit(network("plain"), fake_data(), objective, config(), folder, device="cpu", progress=False)
+        fit(
+            network("plain"), fake_data(), objective, config(), folder, device="cpu", progress=False
+        )
     except CompressError as err:
         return str(err)
     return "nothing"
+
+
+def running_mean(folder: Path) -> Tensor:
+    """Return the running mean of BatchNorm after one step that moves no weight to speak of."""
+    model = network("norm")
+    settings = config(epochs=1, lr=1e-12)
+    fit(model, fake_data(train=12), plain, settings, folder, device="cpu", progress=False)
+    return model.norm.running_mean
 
 
 def refused(folder: Path) -> str:
@@ -60,6 +70,7 @@ def refused(folder: Path) -> str:
 def main(folder: Path) -> None:
     content: dict[str, Any] = {case: train(case, folder).state_dict() for case in CASES}
     content["found finished"] = train("norm", folder).state_dict()
+    content["running mean"] = running_mean(folder / "statistics")
     content["nan"] = nan_in_one_process(folder / "nan")
     content["refused"] = refused(folder)
     torch.save(content, folder / f"rank{os.environ['RANK']}.pt")
