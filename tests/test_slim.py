@@ -9,6 +9,7 @@ import torch
 import compress
 from compress.models.vgg import VGG
 from compress.slim import main
+from tests import networks
 from tests.golden import BASE_LINES, LOG, golden_vgg16
 from tests.slimming.test_surgery import tiny_vgg
 
@@ -137,6 +138,23 @@ def test_no_absorb_leaves_the_biases(checkpoint, capsys, tmp_path):
     plain = compress.load(tmp_path / "b.pth").classifier[0].bias
     assert plain.equal(compress.load(checkpoint).classifier[0].bias)
     assert not compress.load(tmp_path / "a.pth").classifier[0].bias.equal(plain)
+
+
+@pytest.mark.parametrize("factory", ["bottleneck_resnet", "inverted_residual"])
+def test_a_network_of_somebody_else(tmp_path, capsys, factory):
+    name = f"tests.networks:{factory}"
+    network = getattr(networks, factory)()
+    torch.save(network.state_dict(), tmp_path / "net.pth")
+    arguments = ["--ratio", 0.4, tmp_path / "net.pth", "--model", name, "--json", "--no-latency"]
+    code, out, err = run(
+        capsys, *arguments, "--round-to", 4, "--min-channels", 4, "--input-size", 32
+    )
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["after"]["macs"] < report["before"]["macs"]
+    slim = compress.load(tmp_path / "net.slim-0.4.pth", factory=name)
+    assert sum(p.numel() for p in slim.parameters()) == report["after"]["params"]
+    assert list(slim(torch.randn(1, 3, 32, 32)).shape) == report["after"]["output_shape"]
 
 
 def broken(kind: str, checkpoint, tmp_path) -> list:

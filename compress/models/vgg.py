@@ -120,6 +120,8 @@ class VGG(nn.Module):
         }
 
     def _initialise(self) -> None:
+        if self.features[0].weight.is_meta:
+            return  # there is nothing to fill, and torch takes a second to find that out
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")

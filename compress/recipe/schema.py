@@ -241,8 +241,9 @@ def _apply_(content: dict[str, Any], override: str) -> None:
     if not kind:
         content[option] = value
         return
-    steps = content.get("steps") if isinstance(content.get("steps"), list) else []
-    hits = [step for step in steps if isinstance(step, dict) and kind[0] in step]
+    steps = content.get("steps")
+    entries = steps if isinstance(steps, list) else []
+    hits = [step for step in entries if isinstance(step, dict) and kind[0] in step]
     if not hits:
         raise UserInputError(f"--set {override}: the recipe has no step {kind[0]!r}")
     for step in hits:

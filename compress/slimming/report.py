@@ -9,7 +9,7 @@ import torch
 from compress.measure.latency import Latency
 from compress.measure.macs import ModelCounts, log_flops_line
 from compress.measure.versions import hardware, versions
-from compress.slimming.slim import SlimOptions, SlimResult
+from compress.slimming.slim import LayerWidth, SlimOptions, SlimResult
 from compress.slimming.sparsity import GammaSparsity
 from compress.slimming.target import TargetReached
 
@@ -117,6 +117,7 @@ class SlimReport:
             "layers": [layer.to_dict() for layer in self.result.layers],
             "before": self.before.to_dict(),
             "after": self.after.to_dict(),
+            "kept_whole": dict(self.result.kept_whole),
             "target": asdict(self.target) if self.target else None,
             "absorption": asdict(self.absorption),
             "gamma": self.sparsity.to_dict() if self.sparsity else None,
@@ -146,12 +147,17 @@ class SlimReport:
         name_width = max(len("layer"), *(len(layer.name) for layer in self.result.layers))
         rows = [f"{'layer':{name_width}}   width before -> after   kept    smallest |γ| kept"]
         for layer in self.result.layers:
-            smallest = "left out" if layer.smallest_kept is None else f"{layer.smallest_kept:.4f}"
+            smallest = self._smallest_kept(layer)
             rows.append(
                 f"{layer.name:{name_width}}   {layer.before:12d} -> {layer.after:<5d}   "
                 f"{layer.share_kept:6.1%}   {smallest}"
             )
         return rows
+
+    def _smallest_kept(self, layer: LayerWidth) -> str:
+        if layer.smallest_kept is None:
+            return f"kept whole: {self.result.kept_whole.get(layer.name, 'nothing ranks it')}"
+        return f"{layer.smallest_kept:.4f}"
 
     def _notes(self) -> list[str]:
         before, after = self.before.counts, self.after.counts

@@ -1,7 +1,7 @@
 """Slim a network in memory: score, choose, cut."""
 
-import copy
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -59,19 +59,33 @@ class LayerWidth:
 
 @dataclass(frozen=True, kw_only=True)
 class SlimResult:
-    """A slim network and how it came to be."""
+    """A slim network and how it came to be.
+
+    Attributes:
+        model: the slim network.
+        selection: what stayed, and why.
+        layers: what became of each.
+        not_absorbed: layers that could not take up what their removed inputs were worth.
+        kept_whole: layers that could not lose channels, and why.
+    """
 
     model: nn.Module
     selection: Selection
     layers: tuple[LayerWidth, ...]
     not_absorbed: tuple[str, ...] = ()
+    kept_whole: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Channels(Protocol):
     """What slimming needs of a network, ours or not."""
 
+    not_absorbed: tuple[str, ...]
+    kept_whole: dict[str, str]
+
     def scores(self) -> dict[str, Tensor]: ...
     def widths(self) -> dict[str, int]: ...
+    def channels_per_decision(self) -> dict[str, int]: ...
+    def skeleton(self, selection: Selection) -> nn.Module: ...
     def slim(self, selection: Selection, *, absorb: bool) -> nn.Module: ...
 
 
@@ -105,7 +119,8 @@ def slim_model(
         model=slim,
         selection=selection,
         layers=tuple(_layer(name, before[name], selection, scores) for name in before),
-        not_absorbed=tuple(getattr(channels, "not_absorbed", ())),
+        not_absorbed=channels.not_absorbed,
+        kept_whole=channels.kept_whole,
     )
 
 
@@ -117,7 +132,7 @@ def open_channels(model: nn.Module, options: SlimOptions, example: Tensor | None
 
     if example is None:
         raise TypeError("a network that is not of compress.models is traced with an example image")
-    return TracedNetwork(copy.deepcopy(model), example, ignore=options.ignore)
+    return TracedNetwork(model, example, ignore=options.ignore)
 
 
 def select(channels: _Channels, pruning_ratio: float, options: SlimOptions) -> Selection:
@@ -127,6 +142,7 @@ def select(channels: _Channels, pruning_ratio: float, options: SlimOptions) -> S
         pruning_ratio,
         round_to=options.round_to,
         min_channels=options.min_channels,
+        channels_per_decision=channels.channels_per_decision(),
     )
 
 

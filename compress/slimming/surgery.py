@@ -1,8 +1,8 @@
 """How channels are removed from a model that tells its channel groups.
 
 Nothing is cut in place: every tensor is copied, those that a group indexes without the removed
-channels, and the model is built anew at its new widths around the copies. Nothing is shared with the
-original either, so training the slim model leaves the original as it was.
+channels, and the model is built anew at its new widths around the copies. Nothing is shared with
+the original either, so training the slim model leaves the original as it was.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,6 +33,10 @@ class DeclaredChannels:
         groups = model.channel_groups()
         left_out = matching([group.name for group in groups], ignore)
         self.groups = [group for group in groups if group.name not in left_out]
+        self.kept_whole = {
+            group.name: "--ignore says so" for group in groups if group.name in left_out
+        }
+        self.not_absorbed: tuple[str, ...] = ()
         self._all_groups = groups
         self._model: nn.Module = model
         self._state = model.state_dict()
@@ -44,6 +48,10 @@ class DeclaredChannels:
     def widths(self) -> dict[str, int]:
         """Return the channels of every group, those left out included."""
         return {group.name: len(self._state[group.scale]) for group in self._all_groups}
+
+    def channels_per_decision(self) -> dict[str, int]:
+        """Return an empty dict: every channel of ours goes by itself."""
+        return {}
 
     def skeleton(self, selection: Selection) -> nn.Module:
         """Return the slim model without its tensors, on the meta device: enough to count."""

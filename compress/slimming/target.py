@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from compress.errors import UserInputError
 from compress.measure.macs import count_macs, count_params
-from compress.slimming.slim import SlimOptions, open_channels, select, slim_model
-from compress.slimming.surgery import DeclaredChannels
+from compress.slimming.slim import SlimOptions, open_channels, select
 
 __all__ = ["TargetReached", "counted_share", "find_ratio", "image_shape"]
 
@@ -77,20 +76,11 @@ def counted_share(
     shape = image_shape(example)
     count = count_params if kind == "params" else lambda network: count_macs(network, shape)
     whole = count(model)
-    return lambda ratio: count(_skeleton_at(model, ratio, options, example)) / whole
+    channels = open_channels(model, options, example)
+    return lambda ratio: count(channels.skeleton(select(channels, ratio, options))) / whole
 
 
 def image_shape(images: Tensor) -> tuple[int, int, int]:
     """Return (C, H, W) of images (N, C, H, W)."""
     _, channels, height, width = images.shape
     return channels, height, width
-
-
-def _skeleton_at(
-    model: nn.Module, pruning_ratio: float, options: SlimOptions, example: Tensor
-) -> nn.Module:
-    """Return the slim network at a ratio, without its weights where they are not needed."""
-    channels = open_channels(model, options, example)
-    if isinstance(channels, DeclaredChannels):
-        return channels.skeleton(select(channels, pruning_ratio, options))
-    return slim_model(model, pruning_ratio, options, example=example).model

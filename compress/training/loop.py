@@ -132,11 +132,7 @@ def fit(
     """
     check_trainable(model, data)
     meta = dict(save_meta or {})
-    accelerator = make_accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation=config.gradient_accumulation,
-        device=device,
-    )
+    accelerator = make_accelerator(config, device)
     slices = accelerator.num_processes * config.gradient_accumulation
     plan = plan_batches(len(data.splits["train"]), batch_size=config.batch_size, slices=slices)
     optimizer = make_optimizer(model, config)
@@ -164,17 +160,22 @@ def fit(
             optimizer=optimizer,
             plan=plan,
         )
-        if found:
-            restore(run, found)
-            logger.info(
-                "going on with %s at step %d of epoch %d",
-                run_dir, run.position.step, run.position.epoch + 1,
-            )  # fmt: skip
-        else:
-            save_state(run)  # so that whatever a kill leaves in the folder belongs to a run
+        _begin(run, found)
         _train(run, show=progress and accelerator.is_main_process)
     load_best(accelerator, files.best, model)
     return _result(files, run.position, was_finished=False)
+
+
+def _begin(run: Run, found: Mapping[str, Any] | None) -> None:
+    if found is None:
+        save_state(run)  # so that whatever a kill leaves in the folder belongs to a run
+        return
+    restore(run, found)
+    position = run.position
+    logger.info(
+        "going on with %s at step %d of epoch %d",
+        run.files.folder, position.step, position.epoch + 1,
+    )  # fmt: skip
 
 
 def _train(run: Run, *, show: bool) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 
 from compress.errors import CompressError, ToolchainError, UserInputError
 from compress.optional import require
+from compress.training.config import TrainingConfig
 
 __all__ = [
     "average_running_statistics",
@@ -61,9 +62,7 @@ def resolve_device(name: str | None) -> torch.device:
     return device
 
 
-def make_accelerator(
-    *, mixed_precision: str, gradient_accumulation: int, device: str | None
-) -> Any:
+def make_accelerator(config: TrainingConfig, device: str | None) -> Any:
     """Set up Accelerate for one run; settings of an earlier run in this process are dropped.
 
     Raises:
@@ -72,19 +71,19 @@ def make_accelerator(
     accelerate = require("accelerate", "training")
     _forget_earlier_run(accelerate)
     _choose_device(accelerate, device)
-    plugin = accelerate.utils.GradientAccumulationPlugin(num_steps=gradient_accumulation)
+    plugin = accelerate.utils.GradientAccumulationPlugin(num_steps=config.gradient_accumulation)
     # The running statistics are averaged by us, see `average_running_statistics`.
     handler = accelerate.utils.DistributedDataParallelKwargs(broadcast_buffers=False)
     try:
         accelerator = accelerate.Accelerator(
-            mixed_precision=mixed_precision,
+            mixed_precision=config.mixed_precision,
             gradient_accumulation_plugin=plugin,
             kwargs_handlers=[handler],
         )
     except ValueError as err:
-        raise _cannot(mixed_precision, str(err)) from err
-    if mixed_precision != "no" and not accelerator.native_amp:  # fp16 on a CPU goes unnoticed there
-        raise _cannot(mixed_precision, str(accelerator.device))
+        raise _cannot(config.mixed_precision, str(err)) from err
+    if config.mixed_precision != "no" and not accelerator.native_amp:  # fp16 on a CPU, unnoticed
+        raise _cannot(config.mixed_precision, str(accelerator.device))
     return accelerator
 
 
