@@ -77,7 +77,7 @@ def test_json_of_one_ratio(checkpoint, capsys):
 
 
 def test_latency_is_measured_for_both(checkpoint, capsys):
-    code, out, _ = run(capsys, "--ratio", 0.5, checkpoint, "--json", *QUICK[1:], "--dry-run", "-q")
+    _, out, _ = run(capsys, "--ratio", 0.5, checkpoint, "--json", *QUICK[1:], "--dry-run", "-q")
     report = json.loads(out)
     for moment in ("before", "after"):
         latency = report[moment]["latency_ms"]
@@ -140,10 +140,10 @@ def test_no_absorb_leaves_the_biases(checkpoint, capsys, tmp_path):
     assert not compress.load(tmp_path / "a.pth").classifier[0].bias.equal(plain)
 
 
-@pytest.mark.parametrize("factory", ["bottleneck_resnet", "inverted_residual"])
+@pytest.mark.parametrize("factory", ["bottleneck_resnet", "inverted_residual_net"])
 def test_a_network_of_somebody_else(tmp_path, capsys, factory):
     name = f"tests.networks:{factory}"
-    network = getattr(networks, factory)()
+    network = networks.trained_like(getattr(networks, factory)())
     torch.save(network.state_dict(), tmp_path / "net.pth")
     arguments = ["--ratio", 0.4, tmp_path / "net.pth", "--model", name, "--json", "--no-latency"]
     code, out, err = run(
