@@ -5,11 +5,11 @@ tensor that goes when the channel goes. It is plain data, so that choosing chann
 (`compress.slimming.selection`) and removing them (`compress.slimming.surgery`) know no model.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-__all__ = ["ChannelGroup", "Slimmable", "TensorSlice"]
+__all__ = ["ChannelGroup", "KeepsPlaces", "Slimmable", "TensorSlice"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,7 @@ class ChannelGroup:
 
     Attributes:
         name: the layer as the state_dict calls it, such as "features.1"; patterns match it.
+        kind: what its channels are; only channels of one kind are ranked together.
         scale: name of the tensor (C,) whose absolute values score the channels.
         shift: name of the tensor (C,) that is added after scaling (β of BatchNorm), or None where
             a removed channel leaves nothing behind.
@@ -45,6 +46,7 @@ class ChannelGroup:
     name: str
     scale: str
     slices: tuple[TensorSlice, ...]
+    kind: str = "channels"
     shift: str | None = None
     consumer: TensorSlice | None = None
 
@@ -62,4 +64,13 @@ class Slimmable(Protocol):
 
     def config_with(self, widths: Mapping[str, int]) -> dict[str, Any]:
         """Return the configuration in which the group `name` has `widths[name]` channels."""
+        ...
+
+
+@runtime_checkable
+class KeepsPlaces(Protocol):
+    """A slimmable model whose configuration also says which channels it still has."""
+
+    def config_keeping(self, kept: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+        """Return the configuration in which the group `name` keeps the places `kept[name]`."""
         ...

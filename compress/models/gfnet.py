@@ -1,7 +1,8 @@
 """Global Filter Networks (Rao et al., arXiv 2107.00645), plain and with distillation tokens.
 
 Names and shapes of the state_dict are the published ones, so published and home-trained checkpoints
-load strictly. What slimming changes is data: the hidden width of every block.
+load strictly. What slimming changes is data: the hidden width of every block, and the frequencies
+that its filter keeps.
 
 The distilled form puts a class and a distillation token before the patches, as DeiT does (Touvron
 et al., arXiv 2012.12877). All tokens are then laid out anew on a grid, see `token_grid`; the logits
@@ -16,12 +17,13 @@ from torch import Tensor, nn
 
 from compress.errors import UnsupportedModelError, UserInputError
 from compress.models.channels import ChannelGroup, TensorSlice
+from compress.models.frequencies import real_frequencies
+from compress.models.gfnet_config import check_config, check_frequencies, check_grid
 from compress.models.gfnet_layout import DISTIL_TOKENS, infer_gfnet_config, token_grid
 from compress.models.global_filter import GlobalFilter
 
 __all__ = ["GFNET_VARIANTS", "Block", "GFNet", "Mlp", "gfnet", "initialised"]
 
-MAX_SIZE = 1 << 16
 # Width, depth, drop path of the published networks and of the early-exit logs.
 GFNET_VARIANTS: dict[str, dict[str, Any]] = {
     "gfnet_ti": {"width": 256, "depth": 12},
@@ -49,14 +51,18 @@ class GFNet(nn.Module):
         distilled: class and distillation token, two heads.
         grid: rows and columns that the filters lay the tokens on; None is `token_grid`.
         hidden_scale: a learnable scale per hidden unit, for network slimming.
+        frequency_scale: a learnable scale per frequency of every filter, for the same.
+        frequencies: the frequencies that the filter of every block keeps, ascending, as numbered by
+            `compress.models.frequencies.real_frequencies`; filters are then stored by rows. None is
+            the published form, or all of them with `frequency_scale`.
         drop_path: rate at which the last block is skipped in training, in [0, 1); it grows linearly
             from 0 at the first block.
 
     Shapes: image (B, in_channels, H, W); logits (B, num_classes).
 
     Raises:
-        UserInputError: a size is out of range, the patch size does not divide the image size, or
-            the grid does not hold the tokens.
+        UserInputError: a size is out of range, the patch size does not divide the image size, the
+            grid does not hold the tokens, or has no such frequencies.
     """
 
     arch = "gfnet"
@@ -75,6 +81,8 @@ class GFNet(nn.Module):
         distilled: bool = False,
         grid: Sequence[int] | None = None,
         hidden_scale: bool = False,
+        frequency_scale: bool = False,
+        frequencies: Sequence[Sequence[int]] | None = None,
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
@@ -89,13 +97,15 @@ class GFNet(nn.Module):
             "num_classes": num_classes,
             "distilled": distilled,
             "hidden_scale": hidden_scale,
+            "frequency_scale": frequency_scale,
             "drop_path": drop_path,
         }
-        _check_config(self.config)
+        check_config(self.config)
         patches = (size[0] // patch_size, size[1] // patch_size)
         tokens = patches[0] * patches[1] + DISTIL_TOKENS * distilled
         self.config["grid"] = list(grid or token_grid(patches, distilled=distilled))
-        _check_grid(self.config["grid"], tokens)
+        check_grid(self.config["grid"], tokens)
+        self.config["frequencies"] = self._kept_frequencies(frequencies)
 
         self.patch_embed = PatchEmbed(in_channels, width, patch_size)
         if distilled:
@@ -103,12 +113,7 @@ class GFNet(nn.Module):
             self.dist_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, width))
         rates = torch.linspace(0, drop_path, len(hidden), device="cpu").tolist()
-        self.blocks = nn.ModuleList(
-            Block(
-                width, units, tuple(self.config["grid"]), hidden_scale=hidden_scale, drop_path=rate
-            )
-            for units, rate in zip(hidden, rates, strict=True)
-        )
+        self.blocks = nn.ModuleList(self._block(i, rate) for i, rate in enumerate(rates))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, num_classes)
         if distilled:
@@ -178,28 +183,50 @@ class GFNet(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Return names of parameters that training must not decay, besides all of one dimension."""
         names = {name for name, _ in self.named_parameters()}
-        return {
-            n for n in names if n in ("pos_embed", "cls_token", "dist_token") or ".mlp.scale" in n
-        }
+        spared = ("pos_embed", "cls_token", "dist_token")
+        return {n for n in names if n in spared or n.endswith((".mlp.scale", ".filter.scale"))}
 
     def channel_groups(self) -> list[ChannelGroup]:
-        """One group a block: the hidden units of its MLP, scored by their scale.
+        """Up to two groups a block, where they have scales: frequencies, then hidden units.
 
         Raises:
-            UnsupportedModelError: the network has no hidden scale.
+            UnsupportedModelError: the network has no scales.
         """
-        if not self.config["hidden_scale"]:
+        groups = []
+        for i in range(len(self.blocks)):
+            if self.config["frequency_scale"]:
+                groups.append(_frequency_group(f"blocks.{i}.filter"))
+            if self.config["hidden_scale"]:
+                groups.append(_hidden_group(f"blocks.{i}.mlp"))
+        if not groups:
             raise UnsupportedModelError(
                 "this GFNet has no scale per hidden unit to rank them by; add it with "
-                "compress.models.hidden_scale.with_hidden_scale, train it with an L1 penalty, "
-                "then slim"
+                "compress.models.hidden_scale.with_hidden_scale (or one per frequency with "
+                "compress.models.frequency_scale.with_frequency_scale), train it with an L1 "
+                "penalty, then slim"
             )
-        return [_group(f"blocks.{i}.mlp") for i in range(len(self.blocks))]
+        return groups
 
     def config_with(self, widths: Mapping[str, int]) -> dict[str, Any]:
         """Return the configuration with the hidden widths of the named MLPs replaced."""
-        hidden = [widths[f"blocks.{i}.mlp"] for i in range(len(self.blocks))]
+        hidden = [
+            widths.get(f"blocks.{i}.mlp", units) for i, units in enumerate(self.config["hidden"])
+        ]
         return {**self.config, "hidden": hidden}
+
+    def config_keeping(self, kept: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+        """Return the configuration with only these units and frequencies of the named groups.
+
+        Args:
+            kept: places among what the group has now, ascending.
+        """
+        config = self.config_with({name: len(places) for name, places in kept.items()})
+        if config["frequencies"] is not None:
+            config["frequencies"] = [
+                [numbers[place] for place in kept.get(f"blocks.{i}.filter", range(len(numbers)))]
+                for i, numbers in enumerate(config["frequencies"])
+            ]
+        return config
 
     @classmethod
     def infer_config(cls, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
@@ -215,7 +242,33 @@ class GFNet(nn.Module):
             return None
         return infer_gfnet_config(state)
 
+    def _kept_frequencies(
+        self, frequencies: Sequence[Sequence[int]] | None
+    ) -> list[list[int]] | None:
+        rows, columns = self.config["grid"]
+        depth = len(self.config["hidden"])
+        if frequencies is None:
+            everything = real_frequencies((rows, columns))
+            return [everything] * depth if self.config["frequency_scale"] else None
+        check_frequencies(frequencies, (rows, columns), depth)
+        return [list(numbers) for numbers in frequencies]
+
+    def _block(self, i: int, drop_path: float) -> "Block":
+        rows, columns = self.config["grid"]
+        kept = self.config["frequencies"]
+        return Block(
+            self.config["width"],
+            self.config["hidden"][i],
+            (rows, columns),
+            hidden_scale=self.config["hidden_scale"],
+            frequency_scale=self.config["frequency_scale"],
+            frequencies=None if kept is None else kept[i],
+            drop_path=drop_path,
+        )
+
     def _initialise(self) -> None:
+        if self.pos_embed.is_meta:
+            return  # there is nothing to fill
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 initialised(module)
@@ -262,11 +315,13 @@ class Block(nn.Module):
         grid: tuple[int, int],
         *,
         hidden_scale: bool = False,
+        frequency_scale: bool = False,
+        frequencies: Sequence[int] | None = None,
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.filter = GlobalFilter(width, grid)
+        self.filter = GlobalFilter(width, grid, frequencies=frequencies, scale=frequency_scale)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, hidden, scale=hidden_scale)
         self.drop_path = drop_path
@@ -298,10 +353,11 @@ def gfnet(variant: str, **config: Any) -> GFNet:
     return GFNet(**{**GFNET_VARIANTS[variant], **config})
 
 
-def _group(mlp: str) -> ChannelGroup:
+def _hidden_group(mlp: str) -> ChannelGroup:
     rows = [f"{mlp}.{name}" for name in ("fc1.weight", "fc1.bias", "scale")]
     return ChannelGroup(
         name=mlp,
+        kind="hidden",
         scale=f"{mlp}.scale",
         slices=(
             *(TensorSlice(tensor=name, dim=0) for name in rows),
@@ -310,33 +366,11 @@ def _group(mlp: str) -> ChannelGroup:
     )
 
 
-def _check_config(config: Mapping[str, Any]) -> None:
-    size, patch = config["image_size"], config["patch_size"]
-    counts = [*size, patch, config["in_channels"], config["width"], config["num_classes"]]
-    for count in [*counts, *config["hidden"]]:
-        if not isinstance(count, int) or not 1 <= count <= MAX_SIZE:
-            raise UserInputError(f"a size of the GFNet is {count!r}; expected 1 to {MAX_SIZE}")
-    if len(size) != 2 or not config["hidden"]:
-        raise UserInputError(
-            f"image size is {size} and depth {len(config['hidden'])}; expected a side or height "
-            "and width, and at least one block"
-        )
-    if size[0] % patch or size[1] % patch:
-        raise UserInputError(
-            f"image size {size[0]}x{size[1]} is not divisible by the patch size {patch}; expected "
-            f"multiples of {patch}, such as {_multiples(size, patch)}"
-        )
-    if not 0 <= config["drop_path"] < 1:
-        raise UserInputError(f"drop_path is {config['drop_path']}; expected 0 <= drop_path < 1")
-
-
-def _multiples(size: Sequence[int], patch: int) -> str:
-    return "x".join(str(max(1, round(side / patch)) * patch) for side in size)
-
-
-def _check_grid(grid: Sequence[int], tokens: int) -> None:
-    if len(grid) != 2 or grid[0] * grid[1] != tokens or grid[0] < 1:
-        raise UserInputError(
-            f"the grid is {list(grid)}, but there are {tokens} tokens; expected rows and columns "
-            f"whose product is {tokens}"
-        )
+def _frequency_group(layer: str) -> ChannelGroup:
+    rows = [f"{layer}.{name}" for name in ("complex_weight", "scale")]
+    return ChannelGroup(
+        name=layer,
+        kind="frequency",
+        scale=f"{layer}.scale",
+        slices=tuple(TensorSlice(tensor=name, dim=0) for name in rows),
+    )

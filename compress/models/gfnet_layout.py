@@ -43,6 +43,7 @@ def infer_gfnet_config(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
     depth = numbered(state, r"blocks\.(\d+)\.filter\.complex_weight")
     if depth == 0 or "patch_embed.proj.weight" not in state:
         return None
+    _check_whole_filters(state, depth)
     width, in_channels, patch_size, _ = _shape(state, "patch_embed.proj.weight", 4)
     distilled = "cls_token" in state
     image_size, grid = _infer_sizes(state, patch_size, distilled)
@@ -56,6 +57,7 @@ def infer_gfnet_config(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
         "distilled": distilled,
         "grid": grid,
         "hidden_scale": "blocks.0.mlp.scale" in state,
+        "frequency_scale": False,
     }
 
 
@@ -88,6 +90,16 @@ def _infer_sizes(
         )
     patches = _square(tokens - DISTIL_TOKENS) if distilled else (rows, columns)
     return [side * patch_size for side in patches], [rows, columns]
+
+
+def _check_whole_filters(state: Mapping[str, Tensor], depth: int) -> None:
+    for name in (f"blocks.{i}.filter.complex_weight" for i in range(depth)):
+        if state[name].dim() == 3:
+            raise UnsupportedModelError(
+                f"{name} holds {len(state[name])} frequencies one by one, as frequency slimming "
+                "stores them, and shapes do not tell which; expected the checkpoint that compress "
+                "wrote, whose configuration names them"
+            )
 
 
 def _square(tokens: int) -> tuple[int, int]:

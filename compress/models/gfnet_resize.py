@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compress.errors import UserInputError
+from compress.errors import UnsupportedModelError, UserInputError
+from compress.models.frequency_scale import with_frequency_scale, without_frequency_scale
 from compress.models.gfnet import GFNet
 from compress.models.global_filter import resample_filter
 
@@ -31,12 +32,22 @@ def resized(model: GFNet, image_size: int | Sequence[int], *, filters: str = "bi
 
     Raises:
         UserInputError: the patch size does not divide the image size, or `filters` is not known.
+        UnsupportedModelError: frequencies were removed from the filters.
 
     The grid of the distilled form is no picture of the image, so there the filters only give a
     better start than chance.
     """
     if filters not in FILTER_RULES:
         raise UserInputError(f"filters is {filters!r}; expected one of {list(FILTER_RULES)}")
+    if model.config["frequency_scale"]:  # scales of one grid mean nothing on another
+        plain = resized(without_frequency_scale(model), image_size, filters=filters)
+        return with_frequency_scale(plain)
+    if model.config["frequencies"] is not None:
+        raise UnsupportedModelError(
+            "frequencies were removed from the filters of this GFNet, and another image size has "
+            "other frequencies; expected whole filters, so resize the network that it was slimmed "
+            "from, then slim"
+        )
     config: dict[str, Any] = {**model.config, "image_size": image_size, "grid": None}
     twin = type(model)(**config).to(model.pos_embed.device)
     old, new = tuple(model.config["grid"]), tuple(twin.config["grid"])

@@ -15,14 +15,21 @@ Multiply-adds per channel on N = a*b tokens and F = a*(b // 2 + 1) frequencies, 
 - matrix form: 4 * N * F + 4 * F.
 
 The imaginary parts of W at self-conjugate frequencies have no effect on a real image.
+
+Frequency slimming stores W by rows (`compress.models.frequencies`), K of them. Then the matrices
+have K rows and columns and K takes the place of F above. By FFT nothing is saved: the transforms
+stay as they are, and removed frequencies are multiplied by zero.
 """
 
 import copy
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from compress.models.frequencies import filter_of_rows, multiplicities
 
 __all__ = [
     "GlobalFilter",
@@ -42,29 +49,60 @@ class GlobalFilter(nn.Module):
     Args:
         width: channels D.
         grid: rows and columns (a, b) of the tokens.
+        frequencies: the K real frequencies that the filter keeps, ascending; the weight is then
+            stored by rows, (K, D, 2). None is the published form, (a, b // 2 + 1, D, 2).
+        scale: a learnable scale per kept frequency, (K,), for network slimming.
 
     Shapes: (B, a*b, D) to the same. The transforms run in float32 whatever comes in: half-precision
     FFTs know only powers of two.
     """
 
-    def __init__(self, width: int, grid: Grid) -> None:
+    def __init__(
+        self,
+        width: int,
+        grid: Grid,
+        *,
+        frequencies: Sequence[int] | None = None,
+        scale: bool = False,
+    ) -> None:
         super().__init__()
         self.grid = grid
-        rows, columns = grid
-        self.complex_weight = nn.Parameter(torch.randn(rows, columns // 2 + 1, width, 2) * 0.02)
+        self.frequencies = None if frequencies is None else tuple(frequencies)
+        stored = (
+            (grid[0], grid[1] // 2 + 1) if self.frequencies is None else (len(self.frequencies),)
+        )
+        self.complex_weight = nn.Parameter(torch.randn(*stored, width, 2) * 0.02)
+        self.scale = nn.Parameter(torch.ones(stored)) if scale else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the filtered tokens (B, a*b, D)."""
         rows, columns = self.grid
         image = x.float().unflatten(1, self.grid)  # (B, a, b, D)
         spectrum = torch.fft.rfft2(image, dim=(1, 2), norm="ortho")  # (B, a, b//2+1, D) complex
-        spectrum = spectrum * torch.view_as_complex(self.complex_weight.float())
+        spectrum = spectrum * torch.view_as_complex(self._published_weight())
         image = torch.fft.irfft2(spectrum, s=(rows, columns), dim=(1, 2), norm="ortho")
         return image.flatten(1, 2).to(x.dtype)
 
+    def scaled_weight(self) -> Tensor:
+        """Return the weight as it is stored, the scale multiplied in, in float32."""
+        weight = self.complex_weight.float()
+        return weight if self.scale is None else weight * self.scale.float()[:, None, None]
+
+    def _published_weight(self) -> Tensor:
+        weight = self.scaled_weight()
+        if self.frequencies is None:
+            return weight
+        return filter_of_rows(weight, self.frequencies, self.grid)
+
     def own_macs(self, inputs: tuple[Tensor, ...], output: Tensor) -> int:
-        """Return the multiply-adds of one call, by the formula of this module's docstring."""
+        """Return the multiply-adds of one call, by the formulas of this module's docstring.
+
+        A filter stored by rows states its matrix form, in which it is deployed and which alone gets
+        cheaper with every row; the FFT form, which `forward` runs, does not.
+        """
         batch, tokens, width = output.shape
+        if self.frequencies is not None:
+            return batch * _matrix_macs(tokens, len(self.frequencies), width)
         frequencies = self.complex_weight.shape[0] * self.complex_weight.shape[1]
         transforms = round(2.5 * tokens * math.log2(tokens) * width)
         return batch * (transforms + 4 * frequencies * width)
@@ -106,14 +144,20 @@ class MatrixFilter(nn.Module):
     def own_macs(self, inputs: tuple[Tensor, ...], output: Tensor) -> int:
         """Return the multiply-adds of one call, by the formula of this module's docstring."""
         batch, tokens, width = output.shape
-        frequencies = self.fr.shape[0]
-        return batch * (4 * tokens * frequencies + 4 * frequencies) * width
+        return batch * _matrix_macs(tokens, self.fr.shape[0], width)
 
 
-def dft_matrices(grid: Grid) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def dft_matrices(
+    grid: Grid, frequencies: Sequence[int] | None = None
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Return ((Fr, Fi), (Gr, Gi)) in float32 for the orthonormal transform on a grid (a, b).
 
     Tokens are numbered row by row, frequencies likewise over (a, b // 2 + 1).
+
+    Args:
+        grid: (a, b).
+        frequencies: K real frequencies; F gets their rows alone, and G their columns, each of which
+            stands for its conjugate too. None takes all bins.
     """
     rows, columns = grid
     half = columns // 2 + 1
@@ -129,6 +173,9 @@ def dft_matrices(grid: Grid) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tenso
     if columns % 2 == 0:
         mirrored[-1] = 1
     share = mirrored.repeat(rows)
+    if frequencies is not None:
+        angle = angle[torch.tensor(frequencies, dtype=torch.long)]
+        share = torch.tensor(multiplicities(frequencies, grid), dtype=torch.float64)
     cosine, sine = angle.cos() * scale, angle.sin() * scale
     return (
         (cosine.float(), (-sine).float()),
@@ -144,24 +191,26 @@ def filter_as_matrices(
 
     Args:
         source: left as it is.
-        matrices: what `dft_matrices` gave for its grid, so that several filters share them.
+        matrices: what `dft_matrices` gave for its grid and frequencies, so that several filters
+            share them.
     """
-    weight = source.complex_weight.detach().float().flatten(0, 1).clone()
-    forward_dft, inverse_dft = matrices or dft_matrices(source.grid)
+    weight = source.scaled_weight().detach().flatten(0, -3).clone()  # (F, D, 2)
+    forward_dft, inverse_dft = matrices or dft_matrices(source.grid, source.frequencies)
     return MatrixFilter(forward_dft, inverse_dft, weight).train(source.training)
 
 
 def with_matrix_filters(model: nn.Module) -> nn.Module:
     """Return a copy of a network whose global filters are matrix products.
 
-    Filters on the same grid share their matrices.
+    Filters with the same grid and frequencies share their matrices.
     """
-    shared = {m.grid: dft_matrices(m.grid) for m in model.modules() if isinstance(m, GlobalFilter)}
+    kinds = {_matrices_of(m) for m in model.modules() if isinstance(m, GlobalFilter)}
+    shared = {kind: dft_matrices(*kind) for kind in kinds}
     twin = copy.deepcopy(model)
     for name, module in list(twin.named_modules()):
         if isinstance(module, GlobalFilter):
             parent, _, child = name.rpartition(".")
-            lowered = filter_as_matrices(module, shared[module.grid])
+            lowered = filter_as_matrices(module, shared[_matrices_of(module)])
             setattr(twin.get_submodule(parent), child, lowered)
     return twin
 
@@ -183,6 +232,14 @@ def resample_filter(weight: Tensor, old: Grid, new: Grid, *, how: str = "bicubic
     if old == new:
         return weight
     return _bicubic(weight, new) if how == "bicubic" else _spatial(weight, old, new)
+
+
+def _matrices_of(module: GlobalFilter) -> tuple[Grid, tuple[int, ...] | None]:
+    return module.grid, module.frequencies
+
+
+def _matrix_macs(tokens: int, frequencies: int, width: int) -> int:
+    return (4 * tokens * frequencies + 4 * frequencies) * width
 
 
 def _bicubic(weight: Tensor, new: Grid) -> Tensor:

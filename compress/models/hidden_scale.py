@@ -8,9 +8,9 @@ the function of the network exactly (to float rounding).
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from compress.models.gfnet import GFNet
+from compress.models.rebuild import rebuilt
 
 __all__ = ["with_hidden_scale", "without_hidden_scale"]
 
@@ -36,7 +36,7 @@ def with_hidden_scale(model: Network, *, from_weights: bool = False) -> Network:
         state[f"{mlp}.scale"] = scale
         # A unit that is never read has norm 0; its column stays the zeros that it is.
         state[f"{mlp}.fc2.weight"] = fc2 / scale.where(scale > 0, 1)
-    return _rebuilt(model, state, hidden_scale=True)
+    return rebuilt(model, state, hidden_scale=True)
 
 
 @torch.no_grad()
@@ -47,14 +47,8 @@ def without_hidden_scale(model: Network) -> Network:
     state = dict(model.state_dict())
     for mlp in _mlps(model):
         state[f"{mlp}.fc2.weight"] = state[f"{mlp}.fc2.weight"] * state.pop(f"{mlp}.scale")
-    return _rebuilt(model, state, hidden_scale=False)
+    return rebuilt(model, state, hidden_scale=False)
 
 
 def _mlps(model: GFNet) -> list[str]:
     return [f"blocks.{i}.mlp" for i in range(len(model.blocks))]
-
-
-def _rebuilt(model: Network, state: dict[str, Tensor], *, hidden_scale: bool) -> Network:
-    twin = type(model)(**{**model.config, "hidden_scale": hidden_scale})
-    twin.load_state_dict(state)
-    return twin.to(model.pos_embed.device).train(model.training)
