@@ -89,7 +89,7 @@ def counted_form(model: nn.Module, kinds: Sequence[str] = ()) -> nn.Module:
 
 
 def counts_matrices(model: nn.Module, kinds: Sequence[str] = ()) -> bool:
-    """Return whether `counted_form` has filters that state the matrix form."""
+    """Return whether filters state their matrix form in `counted_form` of a network without scales."""
     if not isinstance(model, GFNet):
         return False
-    return "frequency" in kinds or without_scales(model).config["frequencies"] is not None  # type: ignore[index]
+    return "frequency" in kinds or model.config["frequencies"] is not None

@@ -1,11 +1,11 @@
 """Which frequencies a real picture has, and filters stored one row a frequency.
 
 The half spectrum of a grid (a, b) holds a * (b // 2 + 1) bins, numbered row by row. A real picture
-says less: frequency k and its conjugate -k are one, so what can be kept or removed is the pair. Most
-bins stand for a pair whose other half lies in the mirrored half of the spectrum. In column 0, and in
-column b / 2 of an even b, both halves lie side by side, and a filter acts on a real picture only by
-(W[k] + conj(W[-k])) / 2. Such a pair is numbered by the smaller of its bins. A frequency that is its
-own conjugate counts once, and the imaginary part of a filter there does nothing.
+says less: frequency k and its conjugate -k are one, so what can be kept or removed is the pair.
+Most bins stand for a pair whose other half lies in the mirrored half of the spectrum. In column 0,
+and in column b / 2 of an even b, both halves lie side by side, and a filter acts on a real picture
+only by (W[k] + conj(W[-k])) / 2. Such a pair is numbered by the smaller of its bins. A frequency
+that is its own conjugate counts once, and the imaginary part of a filter there does nothing.
 
 Worked example, grid (4, 4): 12 bins, bin = 3 * row + column. In columns 0 and 2, rows 1 and 3 are
 one pair, so bins 9 and 11 drop out and 10 frequencies are left; 0, 2, 6 and 8 are their own

@@ -2,8 +2,8 @@
 
 The scale is to a frequency of a filter what BatchNorm's γ is to a channel (arXiv 1708.06519): an L1
 penalty drives it to zero where the frequency is not needed, and slimming removes its row. The
-filters are then stored by rows (`compress.models.frequencies`). Both directions keep the function of
-the network exactly (to float rounding).
+filters are then stored by rows (`compress.models.frequencies`). Both directions keep the function
+of the network exactly (to float rounding).
 """
 
 from typing import TypeVar

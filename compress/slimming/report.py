@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from compress.measure.latency import Latency
 from compress.measure.macs import ModelCounts, log_flops_line
@@ -49,8 +50,8 @@ class Figures:
         lines = log_flops_line(self.counts).splitlines()
         if self.compute and self.process:
             lines.append(
-                f"one process need {self.process.median_ms / 1000:.3f}s, "
-                f"model compute need: {self.compute.median_ms / 1000:.3f}s"
+                f"one process need {_seconds(self.process)}, "
+                f"model compute need: {_seconds(self.compute)}"
             )
         return lines
 
@@ -130,7 +131,7 @@ class SlimReport:
     def to_text(self) -> str:
         """Return the block of the original logs, then the table of layers."""
         selection = self.result.selection
-        lines = [*self.before.log_lines(), *self.after.log_lines(), str(self.result.model)]
+        lines = [*self.before.log_lines(), *self.after.log_lines(), _module_text(self.result.model)]
         lines += [
             f"predict pruned ratio: {selection.pruning_ratio}",
             f"true pruned ratio: {selection.true_pruned_ratio}",
@@ -157,7 +158,7 @@ class SlimReport:
     def _smallest_kept(self, layer: LayerWidth) -> str:
         if layer.smallest_kept is None:
             return f"kept whole: {self.result.kept_whole.get(layer.name, 'nothing ranks it')}"
-        return f"{layer.smallest_kept:.4f}"
+        return f"{layer.smallest_kept:.4g}"
 
     def _notes(self) -> list[str]:
         before, after = self.before.counts, self.after.counts
@@ -181,3 +182,14 @@ class SlimReport:
         if self.output:
             notes.append(f"written: {self.output}")
         return notes
+
+
+def _seconds(latency: Latency) -> str:
+    """Seconds as the logs print them; small networks get the digits that they need."""
+    seconds = latency.median_ms / 1000
+    return f"{seconds:.3f}s" if seconds >= 0.01 else f"{seconds:.6f}s"
+
+
+def _module_text(model: nn.Module) -> str:
+    """The module as the logs print it: newer versions of torch add a word to every BatchNorm."""
+    return str(model).replace("affine=True, bias=True, track", "affine=True, track")

@@ -1,5 +1,6 @@
 """Slim a network in memory: score, choose, cut."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -7,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from compress.models.channel_kinds import resolve_kinds
 from compress.models.channels import Slimmable
 from compress.slimming.selection import Selection, check_ratio, select_channels
 from compress.slimming.surgery import DeclaredChannels
@@ -23,12 +25,15 @@ class SlimOptions:
         min_channels: no layer gets narrower.
         ignore: patterns of layers that keep all their channels; each must match one.
         absorb: fold what removed channels were worth into the next layer's bias.
+        groups: kinds of channels to remove, such as "hidden" and "frequency" of a GFNet; empty for
+            what the network has by default.
     """
 
     round_to: int = 8
     min_channels: int = 8
     ignore: tuple[str, ...] = ()
     absorb: bool = True
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +45,14 @@ class LayerWidth:
         before: channels it had.
         after: channels it has.
         smallest_kept: smallest score |γ| that stayed; None where nothing was to choose.
+        kind: what the channels are.
     """
 
     name: str
     before: int
     after: int
     smallest_kept: float | None
+    kind: str = "channels"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as JSON values."""
@@ -63,15 +70,20 @@ class SlimResult:
 
     Attributes:
         model: the slim network.
-        selection: what stayed, and why.
+        selection: what stayed, and why, of all kinds together.
+        by_kind: the same for every kind of channels.
         layers: what became of each.
-        not_absorbed: layers that could not take up what their removed inputs were worth.
+        absorbable: whether any layer can take up what removed channels were worth.
+        not_absorbed: layers that could not take up what their removed inputs were worth, or groups
+            that no layer can take up anything of.
         kept_whole: layers that could not lose channels, and why.
     """
 
     model: nn.Module
     selection: Selection
     layers: tuple[LayerWidth, ...]
+    by_kind: Mapping[str, Selection]
+    absorbable: bool = True
     not_absorbed: tuple[str, ...] = ()
     kept_whole: Mapping[str, str] = field(default_factory=dict)
 
@@ -106,19 +118,25 @@ def slim_model(
             layers are traced with it.
 
     Raises:
-        UserInputError: an option is out of range, or no width satisfies the rounding.
+        UserInputError: an option is out of range, no width satisfies the rounding, or the network
+            has no channels of a kind that is asked for.
         UnsupportedModelError: the network has no channels that can be ranked or removed.
     """
     options = options or SlimOptions()
     check_ratio(pruning_ratio)
     channels = open_channels(model, options, example)
-    selection = select(channels, pruning_ratio, options)
+    by_kind = select_by_kind(channels, pruning_ratio, options)
+    selection = _together(by_kind)
     before, scores = channels.widths(), channels.scores()
     slim = channels.slim(selection, absorb=options.absorb)
     return SlimResult(
         model=slim,
         selection=selection,
-        layers=tuple(_layer(name, before[name], selection, scores) for name in before),
+        by_kind=by_kind,
+        layers=tuple(
+            _layer(name, before[name], selection, scores, _kind(channels, name)) for name in before
+        ),
+        absorbable=getattr(channels, "absorbable", True),
         not_absorbed=channels.not_absorbed,
         kept_whole=channels.kept_whole,
     )
@@ -127,7 +145,8 @@ def slim_model(
 def open_channels(model: nn.Module, options: SlimOptions, example: Tensor | None) -> _Channels:
     """Find the channels of a network: told by the model itself, or traced."""
     if isinstance(model, Slimmable):
-        return DeclaredChannels(model, options.ignore)
+        return DeclaredChannels(model, options.ignore, kinds=options.groups)
+    resolve_kinds(model, options.groups)
     from compress.slimming.traced import TracedNetwork
 
     if example is None:
@@ -137,13 +156,48 @@ def open_channels(model: nn.Module, options: SlimOptions, example: Tensor | None
 
 def select(channels: _Channels, pruning_ratio: float, options: SlimOptions) -> Selection:
     """Choose the channels that stay."""
-    return select_channels(
-        channels.scores(),
-        pruning_ratio,
-        round_to=options.round_to,
-        min_channels=options.min_channels,
-        channels_per_decision=channels.channels_per_decision(),
+    return _together(select_by_kind(channels, pruning_ratio, options))
+
+
+def select_by_kind(
+    channels: _Channels, pruning_ratio: float, options: SlimOptions
+) -> dict[str, Selection]:
+    """Choose the channels that stay, those of every kind by a threshold of their own.
+
+    Scores of different kinds cannot be compared: a hidden unit's is a factor of an activation, a
+    frequency's is a factor of a spectrum.
+    """
+    scores: dict[str, dict[str, Tensor]] = {}
+    for name, score in channels.scores().items():
+        scores.setdefault(_kind(channels, name), {})[name] = score
+    return {
+        kind: select_channels(
+            ranked_together,
+            pruning_ratio,
+            round_to=options.round_to,
+            min_channels=options.min_channels,
+            channels_per_decision=channels.channels_per_decision(),
+        )
+        for kind, ranked_together in (scores or {"channels": {}}).items()
+    }
+
+
+def _together(by_kind: Mapping[str, Selection]) -> Selection:
+    """Return one selection for all; its threshold is NaN where no one threshold made it."""
+    selections = list(by_kind.values())
+    if len(selections) == 1:
+        return selections[0]
+    return Selection(
+        pruning_ratio=selections[0].pruning_ratio,
+        threshold=math.nan,
+        kept={name: kept for one in selections for name, kept in one.kept.items()},
+        totals={name: total for one in selections for name, total in one.totals.items()},
     )
+
+
+def _kind(channels: _Channels, name: str) -> str:
+    kinds: Mapping[str, str] = getattr(channels, "kinds", {})
+    return kinds.get(name, "channels")
 
 
 @torch.inference_mode()
@@ -153,9 +207,13 @@ def relative_error(model: nn.Module, reference: nn.Module, images: Tensor) -> fl
     return ((model(images) - wanted).norm() / wanted.norm().clamp_min(1e-30)).item()
 
 
-def _layer(name: str, before: int, selection: Selection, scores: dict[str, Tensor]) -> LayerWidth:
+def _layer(
+    name: str, before: int, selection: Selection, scores: Mapping[str, Tensor], kind: str
+) -> LayerWidth:
     if name not in selection.kept:
-        return LayerWidth(name=name, before=before, after=before, smallest_kept=None)
+        return LayerWidth(name=name, before=before, after=before, smallest_kept=None, kind=kind)
     kept = selection.kept[name]
     smallest = scores[name].abs()[kept].min().item()
-    return LayerWidth(name=name, before=before, after=len(kept), smallest_kept=smallest)
+    return LayerWidth(
+        name=name, before=before, after=len(kept), smallest_kept=smallest, kind=kind
+    )

@@ -3,6 +3,9 @@
 Nothing is cut in place: every tensor is copied, those that a group indexes without the removed
 channels, and the model is built anew at its new widths around the copies. Nothing is shared with
 the original either, so training the slim model leaves the original as it was.
+
+Where a model has no scales of its own, such as a published GFNet, it gets them before and loses
+them after (`compress.models.channel_kinds`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from compress.models import build
-from compress.models.channels import ChannelGroup, Slimmable, TensorSlice
+from compress.models.channel_kinds import resolve_kinds, with_scales, without_scales
+from compress.models.channels import ChannelGroup, KeepsPlaces, Slimmable, TensorSlice
 from compress.slimming.absorb import expected_relu, folded_bias
 from compress.slimming.patterns import matching
 from compress.slimming.selection import Selection
@@ -25,9 +29,22 @@ class DeclaredChannels:
     Args:
         model: left as it is.
         ignore: patterns of layers that keep all their channels.
+        kinds: kinds of channels that may go; the model's default where none is named.
+
+    Attributes:
+        kinds: the kind of every group that may shrink.
+        absorbable: whether any layer can take up what removed channels were worth.
+        not_absorbed: groups whose removed channels no layer took up, after `slim(…, absorb=True)`.
+        kept_whole: why groups stay as they are.
+
+    Raises:
+        UserInputError: a pattern matches no layer, or the model has no channels of a kind.
     """
 
-    def __init__(self, model: nn.Module, ignore: Sequence[str] = ()) -> None:
+    def __init__(
+        self, model: nn.Module, ignore: Sequence[str] = (), *, kinds: Sequence[str] = ()
+    ) -> None:
+        model = with_scales(model, resolve_kinds(model, kinds))
         if not isinstance(model, Slimmable):
             raise TypeError(f"{type(model).__name__} tells no channel groups")
         groups = model.channel_groups()
@@ -36,6 +53,8 @@ class DeclaredChannels:
         self.kept_whole = {
             group.name: "--ignore says so" for group in groups if group.name in left_out
         }
+        self.kinds = {group.name: group.kind for group in self.groups}
+        self.absorbable = any(group.consumer is not None for group in self.groups)
         self.not_absorbed: tuple[str, ...] = ()
         self._all_groups = groups
         self._model: nn.Module = model
@@ -55,9 +74,8 @@ class DeclaredChannels:
 
     def skeleton(self, selection: Selection) -> nn.Module:
         """Return the slim model without its tensors, on the meta device: enough to count."""
-        widths = {**self.widths(), **selection.widths}
         with torch.device("meta"):
-            return build(self._model.arch, self._model.config_with(widths))  # type: ignore[operator,arg-type]
+            return without_scales(self._frame(selection))
 
     def slim(self, selection: Selection, *, absorb: bool = True) -> nn.Module:
         """Return the model without the removed channels, in eval mode.
@@ -70,14 +88,29 @@ class DeclaredChannels:
         if absorb:
             for group in self.groups:
                 _absorb_(state, self._state, group, selection.removed(group.name))
+            self.not_absorbed = tuple(
+                group.name
+                for group in self.groups
+                if group.consumer is None and len(selection.removed(group.name))
+            )
         for group in self.groups:
             _cut_(state, group.slices, selection.kept[group.name])
         for name, tensor in state.items():
             if tensor is self._state[name]:
                 state[name] = tensor.clone()
-        slim = self.skeleton(selection)
+        slim = self._frame(selection)
         slim.load_state_dict(state, strict=True, assign=True)
-        return slim.eval()
+        return without_scales(slim).eval()
+
+    def _frame(self, selection: Selection) -> nn.Module:
+        """Return the slim model on the meta device, with all the scales that the model has."""
+        if isinstance(self._model, KeepsPlaces):
+            kept = {name: places.tolist() for name, places in selection.kept.items()}
+            config = self._model.config_keeping(kept)
+        else:
+            config = self._model.config_with({**self.widths(), **selection.widths})  # type: ignore[operator]
+        with torch.device("meta"):
+            return build(self._model.arch, config)  # type: ignore[arg-type]
 
 
 def _absorb_(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from compress.errors import UserInputError
 from compress.measure.macs import count_macs, count_params
+from compress.models.channel_kinds import counted_form, resolve_kinds
 from compress.slimming.slim import SlimOptions, open_channels, select
 
 __all__ = ["TargetReached", "counted_share", "find_ratio", "image_shape"]
@@ -74,7 +75,12 @@ def counted_share(
 ) -> Callable[[float], float]:
     """Return a function of the ratio: share of the MACs or parameters that is left."""
     shape = image_shape(example)
-    count = count_params if kind == "params" else lambda network: count_macs(network, shape)
+    kinds = resolve_kinds(model, options.groups)
+
+    def count(network: nn.Module) -> int:
+        form = counted_form(network, kinds)
+        return count_params(form) if kind == "params" else count_macs(form, shape)
+
     whole = count(model)
     channels = open_channels(model, options, example)
     return lambda ratio: count(channels.skeleton(select(channels, ratio, options))) / whole
