@@ -13,6 +13,7 @@ EPILOG = """examples:
   python -m compress.slim --ratio 0.4 vgg16.pth
   python -m compress.slim --ratio 0.2 0.4 0.6 --input-size 32 runs/quickstart/train/best.pth
   python -m compress.slim --target-macs 0.5 --ignore 'features.1' --dry-run vgg16.pth
+  python -m compress.slim --ratio 0.4 --groups hidden,frequency gfnet.pth
   python -m compress.slim --ratio 0.3 --model mynets.resnet:resnet50 resnet50.pth
 
 writes vgg16.slim-0.4.pth (compress.load opens it) and vgg16.slim-0.4.report.json
@@ -44,6 +45,10 @@ def _ratios_last(arguments: list[str]) -> list[str]:
     return arguments[:start] + arguments[end:] + arguments[start:end]
 
 
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m compress.slim",
@@ -67,6 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     add("-o", "--output", type=Path, help="file to write; with several ratios a folder")
     add("--round-to", type=int, default=8, metavar="N", help="round widths up to a multiple of N")
     add("--min-channels", type=int, default=8, metavar="N", help="no layer gets narrower than N")
+    words = "what to remove: of a GFNet 'hidden' (default), 'frequency' or 'hidden,frequency'"
+    add("--groups", type=_listed, default=(), metavar="KINDS", help=words)
     words = "leave layers like 'features.1*' alone; must match something; may be repeated"
     add("--ignore", action="append", default=[], metavar="PATTERN", help=words)
     add("--no-absorb", action="store_true", help="do not fold removed constants into biases")
@@ -104,6 +111,7 @@ def _work(options: argparse.Namespace) -> int:
             min_channels=options.min_channels,
             ignore=tuple(options.ignore),
             absorb=not options.no_absorb,
+            groups=options.groups,
         ),
         output=options.output,
         force=options.force,

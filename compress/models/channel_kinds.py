@@ -89,7 +89,7 @@ def counted_form(model: nn.Module, kinds: Sequence[str] = ()) -> nn.Module:
 
 
 def counts_matrices(model: nn.Module, kinds: Sequence[str] = ()) -> bool:
-    """Return whether filters state their matrix form in `counted_form` of a network without scales."""
+    """Return whether `counted_form` of a network without scales has filters as matrices."""
     if not isinstance(model, GFNet):
         return False
     return "frequency" in kinds or model.config["frequencies"] is not None

@@ -1,14 +1,15 @@
 """Unroll a recipe into tasks: each reads what earlier tasks made and makes one folder."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from compress.errors import UserInputError
 from compress.recipe.schema import Recipe, Step
 
-__all__ = ["UNPRUNED", "Task", "plan_tasks"]
+__all__ = ["BASELINE", "Task", "plan_tasks"]
 
-UNPRUNED = "unpruned"
+BASELINE = "baseline"  # the network that `train` makes; what the others are compared with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +17,7 @@ class Task:
     """One unit of work.
 
     Attributes:
-        name: unique, and the folder under the run: "train", "slim/0.4".
+        name: unique, and the folder under the run: "train", "vgg/slim/0.4".
         kind: which work, see `compress.recipe.tasks`.
         options: JSON values that decide the result.
         needs: names of the tasks whose results it reads.
@@ -30,19 +31,41 @@ class Task:
 
 @dataclass(kw_only=True)
 class _Chain:
-    """Where each network stands while the steps are unrolled: its newest task, and all of them."""
+    """One chain while it is unrolled.
 
+    Attributes:
+        prefix: of the names of its tasks: "vgg/", or "" for a recipe of one chain.
+        tasks: so far.
+        history: per network the names of its tasks, by kind.
+        newest: per network the task whose checkpoint is its newest.
+    """
+
+    prefix: str
     tasks: list[Task] = field(default_factory=list)
+    history: dict[str, dict[str, str]] = field(default_factory=dict)
     newest: dict[str, str] = field(default_factory=dict)
 
-    def add(self, task: Task, network: str | None = None) -> None:
-        if any(other.name == task.name for other in self.tasks):
+    def add(
+        self,
+        step: Step,
+        place: str,
+        *,
+        options: dict[str, Any] | None = None,
+        needs: tuple[str, ...] = (),
+        network: str | None = None,
+        makes_checkpoint: bool = True,
+    ) -> None:
+        name = f"{self.prefix}{place}"
+        if any(other.name == name for other in self.tasks):
             raise UserInputError(
-                f"the recipe makes {task.name!r} twice; expected each step at most once"
+                f"the recipe makes {name!r} twice; expected each step once a chain"
             )
-        self.tasks.append(task)
+        own = _options(step) if options is None else options
+        self.tasks.append(Task(name=name, kind=step.kind, options=own, needs=needs))
         if network is not None:
-            self.newest[network] = task.name
+            self.history.setdefault(network, {})[step.kind] = name
+            if makes_checkpoint:
+                self.newest[network] = name
 
 
 def plan_tasks(recipe: Recipe) -> list[Task]:
@@ -51,61 +74,52 @@ def plan_tasks(recipe: Recipe) -> list[Task]:
     Raises:
         UserInputError: a step has nothing to work on, or stands twice.
     """
-    chain = _Chain()
-    for step in recipe.checked_steps():
-        if step.kind != "train" and not chain.newest:
-            raise UserInputError(
-                f"step {step.kind!r} has no network to work on; expected `train` before it"
-            )
-        _UNROLL[step.kind](chain, step)
-    return chain.tasks
+    tasks: list[Task] = []
+    for name, steps in recipe.checked_chains().items():
+        chain = _Chain(prefix=f"{name}/" if name else "")
+        for step in steps:
+            if step.kind != "train" and not chain.newest:
+                raise UserInputError(
+                    f"step {step.kind!r} has no network to work on; expected `train` before it"
+                )
+            _UNROLL[step.kind](chain, step)
+        tasks += chain.tasks
+    return tasks
 
 
 def _train(chain: _Chain, step: Step) -> None:
-    chain.add(Task(name="train", kind="train", options=_options(step)), UNPRUNED)
+    chain.add(step, "train", network=BASELINE)
 
 
 def _slim(chain: _Chain, step: Step) -> None:
     shared = {name: value for name, value in _options(step).items() if name != "ratios"}
-    source = chain.newest[UNPRUNED]
+    source = chain.newest[BASELINE]
     for ratio in dict.fromkeys(step.options.ratios):
         options = {"ratio": ratio, **shared}
-        task = Task(name=f"slim/{ratio}", kind="slim", options=options, needs=(source,))
-        chain.add(task, f"slim {ratio}")
+        chain.add(step, f"slim/{ratio}", options=options, needs=(source,), network=f"slim {ratio}")
 
 
 def _finetune(chain: _Chain, step: Step) -> None:
-    slimmed = {name: task for name, task in chain.newest.items() if name != UNPRUNED}
+    slimmed = {network: task for network, task in chain.newest.items() if "slim" in network}
     if not slimmed:
         raise UserInputError("step 'finetune' has no slimmed network; expected `slim` before it")
     for network, source in slimmed.items():
-        name = f"finetune/{_folder(network)}"
-        task = Task(name=name, kind="finetune", options=_options(step), needs=(source,))
-        chain.add(task, network)
+        chain.add(step, f"finetune/{_folder(network)}", needs=(source,), network=network)
 
 
 def _export(chain: _Chain, step: Step) -> None:
     for network, source in list(chain.newest.items()):
-        name = f"export/{_folder(network)}"
-        chain.add(Task(name=name, kind="export", options=_options(step), needs=(source,)))
+        place = f"export/{_folder(network)}"
+        chain.add(step, place, needs=(source,), network=network, makes_checkpoint=False)
 
 
 def _compare(chain: _Chain, step: Step) -> None:
-    networks = {
-        network: [task.name for task in chain.tasks if _belongs(task.name, network)]
-        for network in chain.newest
-    }
-    options = {**_options(step), "networks": networks, "newest": dict(chain.newest)}
-    needs = tuple(task.name for task in chain.tasks)
-    chain.add(Task(name="compare", kind="compare", options=options, needs=needs))
-
-
-def _belongs(task: str, network: str) -> bool:
-    return task.endswith("/" + _folder(network)) or (network == UNPRUNED and task == "train")
+    options = {**_options(step), "history": chain.history, "newest": dict(chain.newest)}
+    chain.add(step, "compare", options=options, needs=tuple(task.name for task in chain.tasks))
 
 
 def _folder(network: str) -> str:
-    return network.removeprefix("slim ")
+    return network.removeprefix("slim ").replace(" ", "-")
 
 
 def _options(step: Step) -> dict[str, Any]:
@@ -113,7 +127,7 @@ def _options(step: Step) -> dict[str, Any]:
     return options
 
 
-_UNROLL = {
+_UNROLL: dict[str, Callable[[_Chain, Step], None]] = {
     "train": _train,
     "slim": _slim,
     "finetune": _finetune,

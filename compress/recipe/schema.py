@@ -17,6 +17,7 @@ from compress.training.config import TrainingConfig
 
 __all__ = ["Recipe", "Step", "read_recipe"]
 
+NAME = r"^[A-Za-z0-9._-]+$"  # of what becomes a folder
 FROZEN = ConfigDict(extra="forbid", frozen=True)
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 
@@ -123,6 +124,9 @@ class Step:
     options: Any
 
 
+Steps = Annotated[list[dict[str, Any]], Field(min_length=1)]
+
+
 class Recipe(BaseModel):
     """A whole recipe file.
 
@@ -132,23 +136,39 @@ class Recipe(BaseModel):
         image_size: side of the images; None takes the size that the data come in.
         seed: of everything random.
         steps: one-key mappings, kind of step to its options.
+        chains: several lists of steps by name, in place of `steps`; each has networks of its own.
     """
 
     model_config = FROZEN
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+    name: Annotated[str, Field(pattern=NAME)]
     data: str
     image_size: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
-    steps: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    steps: Steps | None = None
+    chains: (
+        Annotated[dict[Annotated[str, Field(pattern=NAME)], Steps], Field(min_length=1)] | None
+    ) = None
 
-    def checked_steps(self) -> list[Step]:
-        """Return the steps with their options.
+    @model_validator(mode="after")
+    def _steps_or_chains(self) -> "Recipe":
+        if (self.steps is None) == (self.chains is None):
+            raise ValueError("expected either `steps` or `chains`")
+        return self
+
+    def checked_chains(self) -> dict[str, list[Step]]:
+        """Return the steps of every chain with their options; the only chain is called "".
 
         Raises:
             UserInputError: a step or one of its options is unknown, or out of range.
         """
-        return [_checked_step(number, entry) for number, entry in enumerate(self.steps, start=1)]
+        chains = self.chains if self.chains is not None else {"": self.steps or []}
+        return {
+            name: [
+                _checked_step(name, number, entry) for number, entry in enumerate(steps, start=1)
+            ]
+            for name, steps in chains.items()
+        }
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -156,8 +176,9 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         path: a YAML file.
-        overrides: "finetune.epochs=3" sets an option of every step of that kind, "seed=1" one of
-            the recipe; the value is YAML.
+        overrides: "finetune.epochs=3" sets an option of every step of that kind,
+            "vgg.finetune.epochs=3" in the chain vgg alone, "seed=1" one of the recipe; the value
+            is YAML.
 
     Raises:
         UserInputError: the file is no recipe, or an override names nothing.
@@ -174,21 +195,20 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _apply_(content, override)
     recipe: Recipe = _checked(Recipe, content, f"recipe {path}")
-    recipe.checked_steps()
+    recipe.checked_chains()
     return recipe
 
 
-def _checked_step(number: int, entry: dict[str, Any]) -> Step:
+def _checked_step(chain: str, number: int, entry: dict[str, Any]) -> Step:
+    where = f"{chain} step {number}".strip()
     if len(entry) != 1:
         raise UserInputError(
-            f"step {number} has the keys {sorted(entry)}; expected one, the kind of the step"
+            f"{where} has the keys {sorted(entry)}; expected one, the kind of the step"
         )
     kind, options = next(iter(entry.items()))
     if kind not in STEP_OPTIONS:
-        raise UserInputError(f"step {number} is {kind!r}; {_nearest(kind, STEP_OPTIONS)}")
-    return Step(
-        kind=kind, options=_checked(STEP_OPTIONS[kind], options or {}, f"step {number} ({kind})")
-    )
+        raise UserInputError(f"{where} is {kind!r}; {_nearest(kind, STEP_OPTIONS)}")
+    return Step(kind=kind, options=_checked(STEP_OPTIONS[kind], options or {}, f"{where} ({kind})"))
 
 
 def _checked(model: Any, content: Any, where: str) -> Any:
@@ -208,6 +228,8 @@ def _first_problem(err: ValidationError, model: type[BaseModel]) -> str:
         return f"{place!r} is not an option; {_nearest(name, _known(model, problem['loc'][:-1]))}"
     if problem["type"] == "missing":
         return f"{place!r} is missing; it has no default"
+    if not place:
+        return str(problem["msg"])
     return f"{place} is {problem['input']!r}; {problem['msg']}".removesuffix(".")
 
 
@@ -235,19 +257,23 @@ def _apply_(content: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as err:
         raise UserInputError(f"--set {override}: the value is not YAML ({err})") from err
-    *kind, option = name.split(".", maxsplit=1)
-    if not equals or not option:
+    path = name.split(".")
+    if not equals or not all(path):
         raise UserInputError(f"--set {override!r}; expected option=value or step.option=value")
-    if not kind:
-        content[option] = value
+    if len(path) == 1:
+        content[name] = value
         return
-    steps = content.get("steps")
-    entries = steps if isinstance(steps, list) else []
-    hits = [step for step in entries if isinstance(step, dict) and kind[0] in step]
+    found = content.get("chains")
+    chains = found if isinstance(found, dict) else {}
+    chosen = (
+        [chains[path.pop(0)]] if path[0] in chains else [*chains.values(), content.get("steps")]
+    )
+    entries = [step for steps in chosen if isinstance(steps, list) for step in steps]
+    hits = [step for step in entries if isinstance(step, dict) and path[0] in step]
     if not hits:
-        raise UserInputError(f"--set {override}: the recipe has no step {kind[0]!r}")
+        raise UserInputError(f"--set {override}: the recipe has no step {path[0]!r}")
     for step in hits:
-        _set_nested_(step, [kind[0], *option.split(".")], value)
+        _set_nested_(step, path, value)
 
 
 def _set_nested_(target: dict[str, Any], path: Sequence[str], value: Any) -> None:

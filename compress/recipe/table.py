@@ -30,8 +30,8 @@ def compare_networks(context: Context, image: Tensor, *, seconds: float) -> dict
         for network, newest in options["newest"].items()
     }
     outcomes = {
-        network: {context.inputs[name].task.kind: context.inputs[name] for name in names}
-        for network, names in options["networks"].items()
+        network: {kind: context.inputs[name] for kind, name in tasks.items()}
+        for network, tasks in options["history"].items()
     }
     subjects: dict[str, Subject] = {}
     for network, model in models.items():

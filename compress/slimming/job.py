@@ -2,33 +2,31 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from compress.checkpoint import Checkpoint, model_from_checkpoint, read_checkpoint, save
+from compress.checkpoint import Checkpoint, read_checkpoint, save
 from compress.data.image_data import ImageData
-from compress.data.spec import load_data
-from compress.errors import UnsupportedModelError, UserInputError
+from compress.errors import UserInputError
 from compress.files import check_output, write_json
 from compress.measure.latency import measure_latency
 from compress.measure.macs import count
+from compress.models.channel_kinds import counted_form, counts_matrices
 from compress.optional import require
 from compress.slimming.report import Absorption, Figures, SlimReport
-from compress.slimming.scales import channel_scales
-from compress.slimming.selection import check_finite, check_ratio
+from compress.slimming.selection import check_ratio
 from compress.slimming.slim import SlimOptions, SlimResult, relative_error, slim_model
-from compress.slimming.sparsity import GammaSparsity, gamma_sparsity
+from compress.slimming.source import SlimSource, open_source
+from compress.slimming.sparsity import GammaSparsity
 from compress.slimming.target import TargetReached, counted_share, find_ratio, image_shape
 
 __all__ = ["SlimJob", "report_path", "slim_checkpoint"]
 
 logger = logging.getLogger(__name__)
-
-COMPARED_IMAGES = 4  # enough for a stable relative error, few enough for a VGG-16 on two cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +43,8 @@ class SlimJob:
         write: False only computes and reports.
         factory: "package.module:function" for a network that is not of `compress.models`.
         unsafe_pickle: read whole-module pickles, which runs code from the file.
-        image_size: side of the images; None takes the one that the checkpoint records, or 224.
+        image_size: side of the images; None takes the one that the network is built for or that the
+            checkpoint records, or 224.
         data: where images to compare outputs on come from ("digits", …); None for seeded noise.
         images: the same, loaded already.
         latency: measure it.
@@ -87,15 +86,18 @@ def slim_checkpoint(job: SlimJob) -> Iterator[SlimReport]:
     checkpoint = read_checkpoint(
         job.checkpoint, factory=job.factory, unsafe_pickle=job.unsafe_pickle
     )
-    model = model_from_checkpoint(checkpoint)
-    check_finite(channel_scales(model))  # before a forward that would only say "NaN somewhere"
-    images, images_name = _images(job, checkpoint, model)
-    _check_forward(model, images)
-    sparsity = gamma_sparsity(model)
-    target = _search(job, model, images[:1])
+    source = open_source(
+        checkpoint,
+        groups=job.options.groups,
+        image_size=job.image_size,
+        data=job.data if job.images is None else job.images,
+        seed=job.seed,
+    )
+    target = _search(job, source)
     for ratio in [target.pruning_ratio] if target else job.ratios:
-        _warn_unless_sparse(sparsity, ratio)
-        yield _slim_one(job, checkpoint, model, ratio, images, images_name, sparsity, target)
+        for sparsity in source.sparsity.values():
+            _warn_unless_sparse(sparsity, ratio)
+        yield _slim_one(job, source, ratio, target)
 
 
 def report_path(output: Path) -> Path:
@@ -104,25 +106,18 @@ def report_path(output: Path) -> Path:
 
 
 def _slim_one(
-    job: SlimJob,
-    checkpoint: Checkpoint,
-    model: nn.Module,
-    ratio: float,
-    images: Tensor,
-    images_name: str,
-    sparsity: GammaSparsity | None,
-    target: TargetReached | None,
+    job: SlimJob, source: SlimSource, ratio: float, target: TargetReached | None
 ) -> SlimReport:
     tqdm = require("tqdm", "progress bars").tqdm
     with tqdm(total=4, desc=f"slim {ratio}", unit="step", leave=False) as bar:
         bar.set_postfix_str("cutting channels")
-        result = slim_model(model, ratio, job.options, example=images[:1])
+        result = slim_model(source.model, ratio, job.options, example=source.example)
         bar.update()
         bar.set_postfix_str("comparing outputs")
-        absorption = _compare(job, model, result, images, images_name)
+        absorption = _compare(job, source, result)
         bar.update()
         bar.set_postfix_str("measuring")
-        before, after = _measure(job, model, result.model, images[:1])
+        before, after = _measure(job, source, result.model)
         bar.update()
         bar.set_postfix_str("writing")
         report = SlimReport(
@@ -131,33 +126,30 @@ def _slim_one(
             before=before,
             after=after,
             absorption=absorption,
-            sparsity=sparsity,
+            sparsity=source.sparsity,
+            untrained=source.untrained,
+            counts_matrices=counts_matrices(source.plain, source.kinds),
             target=target,
-            source={"path": str(job.checkpoint), "sha256": checkpoint.sha256},
-            settings={"image_size": images.shape[-1], "device": job.device, "seed": job.seed},
+            source={"path": str(job.checkpoint), "sha256": source.checkpoint.sha256},
+            settings={"image_size": source.image_size, "device": job.device, "seed": job.seed},
             output=str(_output(job, ratio)) if job.write else None,
         )
         if job.write:
-            _write(report, checkpoint, _check_outputs(job, ratio))
+            _write(report, source.checkpoint, _check_outputs(job, ratio))
         bar.update()
     return report
 
 
 def _write(report: SlimReport, checkpoint: Checkpoint, output: Path) -> None:
-    selection = report.result.selection
-    meta = {
-        **checkpoint.meta,
-        "slimming": {
-            "pruning_ratio": selection.pruning_ratio,
-            "true_pruned_ratio": selection.true_pruned_ratio,
-            "threshold": selection.threshold,
-            "options": report.to_dict()["options"],
-            "source_sha256": checkpoint.sha256,
-            "versions": report.to_dict()["versions"],
-        },
+    told = report.to_dict()
+    slimming = {
+        "pruning_ratio": told["predict_pruned_ratio"],
+        **{key: told[key] for key in ("true_pruned_ratio", "threshold", "groups", "options")},
+        "source_sha256": checkpoint.sha256,
+        "versions": told["versions"],
     }
-    save(report.result.model, output, meta=meta)
-    write_json(report_path(output), report.to_dict())
+    save(report.result.model, output, meta={**checkpoint.meta, "slimming": slimming})
+    write_json(report_path(output), told)
 
 
 def _output(job: SlimJob, ratio: float) -> Path:
@@ -177,90 +169,59 @@ def _check_outputs(job: SlimJob, ratio: float) -> Path:
     return output
 
 
-def _images(job: SlimJob, checkpoint: Checkpoint, model: nn.Module) -> tuple[Tensor, str]:
-    """Images (N, C, S, S) to trace, compare and time with, and what they are."""
-    recorded = checkpoint.meta.get("preprocessing", {}).get("image_size")
-    size = job.image_size or recorded or 224
-    data = job.images
-    if data is None and job.data is not None:
-        data = load_data(job.data, image_size=size, seed=job.seed)
-    if data is not None:
-        split = data.splits["calibration"]
-        first = split.images(torch.arange(min(COMPARED_IMAGES, len(split))))
-        return data.normalize(first), f"{len(first)} calibration images of {data.name}"
-    channels = getattr(model, "config", {}).get("in_channels", 3)
-    generator = torch.Generator().manual_seed(job.seed)
-    noise = torch.randn(COMPARED_IMAGES, channels, size, size, generator=generator)
-    return noise, f"{COMPARED_IMAGES} images of noise (seed {job.seed})"
-
-
-def _check_forward(model: nn.Module, images: Tensor) -> None:
-    try:
-        with torch.inference_mode():
-            output = model(images[:1])
-    except Exception as err:  # whatever the layers raise for a size that they cannot take
-        raise UserInputError(
-            f"the network does not take images of {tuple(images.shape[1:])}: {err}; "
-            "give the size that it was trained with by --input-size"
-        ) from err
-    if isinstance(output, Tensor) and not torch.isfinite(output).all():
-        raise UnsupportedModelError(
-            "the network computes NaN or infinity before anything is removed; its weights are "
-            "damaged or its training diverged, so take an earlier checkpoint"
-        )
-
-
-def _search(job: SlimJob, model: nn.Module, example: Tensor) -> TargetReached | None:
+def _search(job: SlimJob, source: SlimSource) -> TargetReached | None:
     if job.target is None:
         return None
     kind, wanted = job.target
     if kind == "latency":
-        return find_ratio(kind, wanted, _measured_share(job, model, example), steps=50)
-    share = counted_share(kind, model, job.options, example)
+        return find_ratio(kind, wanted, _measured_share(job, source), steps=50)
+    share = counted_share(kind, source.model, job.options, source.example)
     return find_ratio(kind, wanted, share)
 
 
-def _measured_share(job: SlimJob, model: nn.Module, example: Tensor) -> Callable[[float], float]:
+def _measured_share(job: SlimJob, source: SlimSource) -> Callable[[float], float]:
     """Latency of the slim network over that of the unpruned one, both timed in turn."""
 
     def share_at(ratio: float) -> float:
-        slim = slim_model(model, ratio, job.options, example=example).model.to(job.device)
-        image = example.to(job.device)
+        result = slim_model(source.model.cpu(), ratio, job.options, example=source.example)
+        image = source.example.to(job.device)
+        networks = {"before": source.plain.to(job.device), "after": result.model.to(job.device)}
         times = measure_latency(
-            {"before": (model.to(job.device), image), "after": (slim, image)}, max_seconds=6
+            {name: (network, image) for name, network in networks.items()}, max_seconds=6
         )
         return times["after"].median_ms / times["before"].median_ms
 
     return share_at
 
 
-def _compare(
-    job: SlimJob, model: nn.Module, result: SlimResult, images: Tensor, images_name: str
-) -> Absorption:
-    other_options = SlimOptions(
-        round_to=job.options.round_to,
-        min_channels=job.options.min_channels,
-        ignore=job.options.ignore,
-        absorb=not job.options.absorb,
-    )
+def _compare(job: SlimJob, source: SlimSource, result: SlimResult) -> Absorption:
+    error = relative_error(result.model, source.model, source.images)
+    if not result.absorbable:
+        return Absorption(
+            applied=False,
+            error_plain=error,
+            error_absorbed=None,
+            images=source.images_name,
+            not_absorbed=result.not_absorbed,
+        )
+    options = replace(job.options, absorb=not job.options.absorb)
     ratio = result.selection.pruning_ratio
-    other = slim_model(model, ratio, other_options, example=images[:1])
-    errors = [relative_error(slim.model, model, images) for slim in (result, other)]
+    other = slim_model(source.model, ratio, options, example=source.example)
+    errors = [error, relative_error(other.model, source.model, source.images)]
     absorbed, plain = errors if job.options.absorb else reversed(errors)
     return Absorption(
         applied=job.options.absorb,
         error_plain=plain,
         error_absorbed=absorbed,
-        images=images_name,
+        images=source.images_name,
         not_absorbed=result.not_absorbed if job.options.absorb else other.not_absorbed,
     )
 
 
-def _measure(
-    job: SlimJob, before: nn.Module, after: nn.Module, image: Tensor
-) -> tuple[Figures, Figures]:
+def _measure(job: SlimJob, source: SlimSource, after: nn.Module) -> tuple[Figures, Figures]:
+    before, image = source.plain, source.example
     shape = image_shape(image)
-    counts = [count(model.cpu(), shape) for model in (before, after)]
+    counts = [count(counted_form(model.cpu(), source.kinds), shape) for model in (before, after)]
     if not job.latency:
         return Figures(counts=counts[0]), Figures(counts=counts[1])
     models = {"before": before.to(job.device), "after": after.to(job.device)}

@@ -63,19 +63,25 @@ class Absorption:
     Attributes:
         applied: whether the written network has the constants folded in.
         error_plain: removed channels simply cut.
-        error_absorbed: what they were worth on average folded into the next bias.
+        error_absorbed: what they were worth on average folded into the next bias; None where no
+            layer of the network can take that up.
         images: what the outputs were compared on.
         not_absorbed: layers where folding was not possible.
     """
 
     applied: bool
     error_plain: float
-    error_absorbed: float
+    error_absorbed: float | None
     images: str
     not_absorbed: tuple[str, ...] = ()
 
     def sentence(self) -> str:
         """Return one line for the console."""
+        if self.error_absorbed is None:
+            return (
+                "constants of removed channels: not folded, no layer of this network takes them "
+                f"up; relative output error {self.error_plain:.3g} on {self.images}"
+            )
         done = "folded into the next layers" if self.applied else "not folded (--no-absorb)"
         gain = self.error_plain / self.error_absorbed if self.error_absorbed > 0 else float("inf")
         return (
@@ -86,34 +92,49 @@ class Absorption:
 
 @dataclass(frozen=True, kw_only=True)
 class SlimReport:
-    """One slim network with all its figures."""
+    """One slim network with all its figures.
+
+    Attributes:
+        result: the network and how it came to be.
+        options: how it was slimmed.
+        before: what the unpruned network costs.
+        after: what the slim one costs.
+        absorption: how close their outputs are.
+        sparsity: how sparse the trained scales of every kind of channels are.
+        untrained: kinds of channels that were ranked by their weights, for want of trained scales.
+        counts_matrices: global filters are counted as matrix products, not by FFT.
+        source: path and sha256 of the checkpoint.
+        settings: what else the figures depend on.
+        target: what a search found.
+        output: the file that was written.
+    """
 
     result: SlimResult
     options: SlimOptions
     before: Figures
     after: Figures
     absorption: Absorption
-    sparsity: GammaSparsity | None
+    sparsity: Mapping[str, GammaSparsity]
     source: Mapping[str, Any]
+    untrained: tuple[str, ...] = ()
+    counts_matrices: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     target: TargetReached | None = None
     output: str | None = None
 
-    @property
-    def threshold_text(self) -> str:
-        """The threshold as the logs print it: `tensor(0.3885)`."""
-        return str(torch.tensor(self.result.selection.threshold))
-
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the network as JSON values."""
         selection = self.result.selection
+        groups = self._groups()
+        only = next(iter(groups.values())) if len(groups) == 1 else {}
         return {
             "schema": SCHEMA,
             "source": dict(self.source),
             "output": self.output,
             "predict_pruned_ratio": selection.pruning_ratio,
             "true_pruned_ratio": selection.true_pruned_ratio,
-            "threshold": selection.threshold,
+            "threshold": only.get("threshold"),
+            "groups": groups,
             "widths": [layer.after for layer in self.result.layers],
             "layers": [layer.to_dict() for layer in self.result.layers],
             "before": self.before.to_dict(),
@@ -121,7 +142,8 @@ class SlimReport:
             "kept_whole": dict(self.result.kept_whole),
             "target": asdict(self.target) if self.target else None,
             "absorption": asdict(self.absorption),
-            "gamma": self.sparsity.to_dict() if self.sparsity else None,
+            "gamma": only.get("gamma"),
+            "filters_counted_as_matrices": self.counts_matrices,
             "options": asdict(self.options),
             "settings": dict(self.settings),
             "versions": versions(),
@@ -130,12 +152,9 @@ class SlimReport:
 
     def to_text(self) -> str:
         """Return the block of the original logs, then the table of layers."""
-        selection = self.result.selection
         lines = [*self.before.log_lines(), *self.after.log_lines(), _module_text(self.result.model)]
         lines += [
-            f"predict pruned ratio: {selection.pruning_ratio}",
-            f"true pruned ratio: {selection.true_pruned_ratio}",
-            f"threshold: {self.threshold_text}",
+            *self._selection_lines(),
             str(torch.Size(self.after.counts.output_shape)),
             "",
             *self._layer_table(),
@@ -144,14 +163,50 @@ class SlimReport:
         ]
         return "\n".join(lines)
 
+    def _groups(self) -> dict[str, dict[str, Any]]:
+        """Return the figures of every kind of channels as JSON values.
+
+        A threshold or sparsity for several kinds together would mean nothing, so these stand here.
+        """
+        return {
+            kind: {
+                "threshold": selection.threshold,
+                "true_pruned_ratio": selection.true_pruned_ratio,
+                "channels": sum(selection.totals.values()),
+                "channels_kept": sum(selection.widths.values()),
+                "ranked_by": "weights" if kind in self.untrained else "scale",
+                "gamma": self.sparsity[kind].to_dict() if kind in self.sparsity else None,
+            }
+            for kind, selection in self.result.by_kind.items()
+        }
+
+    def _selection_lines(self) -> list[str]:
+        """Return the ratios and thresholds; a threshold as the logs print it: tensor(0.3885)."""
+        whole = self.result.selection
+        lines = [
+            f"predict pruned ratio: {whole.pruning_ratio}",
+            f"true pruned ratio: {whole.true_pruned_ratio}",
+        ]
+        for kind, selection in self.result.by_kind.items():
+            if len(self.result.by_kind) > 1:
+                lines.append(f"{kind}: true pruned ratio: {selection.true_pruned_ratio}")
+            prefix = f"{kind}: " if len(self.result.by_kind) > 1 else ""
+            lines.append(f"{prefix}threshold: {torch.tensor(selection.threshold)!s}")
+        return lines
+
     def _layer_table(self) -> list[str]:
-        name_width = max(len("layer"), *(len(layer.name) for layer in self.result.layers))
-        rows = [f"{'layer':{name_width}}   width before -> after   kept    smallest |γ| kept"]
-        for layer in self.result.layers:
-            smallest = self._smallest_kept(layer)
+        layers = self.result.layers
+        name_width = max(len("layer"), *(len(layer.name) for layer in layers))
+        kinds = {layer.kind for layer in layers}
+        kind_width = 0 if kinds == {"channels"} else 3 + max(len("group"), *map(len, kinds))
+        group, score = ("   group", "score") if kind_width else ("", "|γ|")
+        head = f"{'layer':{name_width}}{group:{kind_width}}   width before -> after   kept    "
+        rows = [f"{head}smallest {score} kept"]
+        for layer in layers:
+            group = f"   {layer.kind}" if kind_width else ""
             rows.append(
-                f"{layer.name:{name_width}}   {layer.before:12d} -> {layer.after:<5d}   "
-                f"{layer.share_kept:6.1%}   {smallest}"
+                f"{layer.name:{name_width}}{group:{kind_width}}   {layer.before:12d} -> "
+                f"{layer.after:<5d}   {layer.share_kept:6.1%}   {self._smallest_kept(layer)}"
             )
         return rows
 
@@ -176,6 +231,14 @@ class SlimReport:
                 f"target {self.target.kind} {self.target.wanted}: reached "
                 f"{self.target.reached:.4f} with --ratio {self.target.pruning_ratio}"
             )
+        if self.counts_matrices:
+            notes.append(
+                "global filters are counted as matrix products, before and after; by FFT, as torch "
+                "runs them, removed frequencies save nothing"
+            )
+        if self.untrained:
+            kinds = ", ".join(self.untrained)
+            notes.append(f"ranked by their weights, not by trained scales: {kinds}")
         notes.append(self.absorption.sentence())
         if after.uncounted:
             notes.append(f"not counted in MACs: {', '.join(after.uncounted)}")

@@ -214,6 +214,4 @@ def _layer(
         return LayerWidth(name=name, before=before, after=before, smallest_kept=None, kind=kind)
     kept = selection.kept[name]
     smallest = scores[name].abs()[kept].min().item()
-    return LayerWidth(
-        name=name, before=before, after=len(kept), smallest_kept=smallest, kind=kind
-    )
+    return LayerWidth(name=name, before=before, after=len(kept), smallest_kept=smallest, kind=kind)

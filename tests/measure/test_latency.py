@@ -62,6 +62,7 @@ def test_percentiles_are_those_of_the_samples() -> None:
         "p10": 2.0,
         "p90": 10.0,
         "p99": pytest.approx(10.9),
+        "mean": 6.0,
         "iterations": 11,
         "threads": threads,
     }

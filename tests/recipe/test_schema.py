@@ -46,11 +46,11 @@ def test_the_plan_fans_out_per_ratio(tmp_path):
     tasks = {task.name: task for task in plan_tasks(read_recipe(write(tmp_path, BASE)))}
     assert list(tasks) == [
         "train", "slim/0.2", "slim/0.4", "finetune/0.2", "finetune/0.4",
-        "export/unpruned", "export/0.2", "export/0.4", "compare",
+        "export/baseline", "export/0.2", "export/0.4", "compare",
     ]  # fmt: skip
     assert tasks["slim/0.4"].options["ratio"] == 0.4
     assert tasks["finetune/0.4"].needs == ("slim/0.4",)
-    assert tasks["export/unpruned"].needs == ("train",)
+    assert tasks["export/baseline"].needs == ("train",)
     assert tasks["export/0.2"].needs == ("finetune/0.2",)
 
 
@@ -91,7 +91,7 @@ def test_overrides(tmp_path):
     recipe = read_recipe(
         path, ["finetune.epochs=3", "seed=7", "train.augment.horizontal_flip=true"]
     )
-    steps = {step.kind: step.options for step in recipe.checked_steps()}
+    steps = {step.kind: step.options for step in recipe.checked_chains()[""]}
     assert (recipe.seed, steps["finetune"].epochs, steps["train"].epochs) == (7, 3, 1)
     assert steps["train"].augment.horizontal_flip is True
     assert "horizontal_flip" not in path.read_text()
