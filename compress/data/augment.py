@@ -1,4 +1,4 @@
-"""Augment a batch: random crop, flip, RandAugment, colour jitter by kornia; then mixup or CutMix.
+"""Augment a batch: random crops, flip, RandAugment, colour jitter by kornia; then mixup or CutMix.
 
 A batch and a seed decide everything. The global random state is neither read nor moved, so a run
 that was killed repeats, after its resume, the very augmentation that it would have seen.
@@ -31,6 +31,8 @@ class AugmentConfig:
 
     Attributes:
         random_crop_padding: pixels of black added on each side before a crop of the old size.
+        random_resized_crop: least share of the area, in [0, 1], of a crop of random size and shape
+            that is resized to the old size; 0 is off.
         horizontal_flip: mirror every other image.
         mixup_alpha: of Beta(α, α); 0 is off. With CutMix on too, each batch takes one by even odds.
         cutmix_alpha: of Beta(α, α); 0 is off.
@@ -41,6 +43,7 @@ class AugmentConfig:
     """
 
     random_crop_padding: int = 0
+    random_resized_crop: float = 0.0
     horizontal_flip: bool = False
     mixup_alpha: float = 0.0
     cutmix_alpha: float = 0.0
@@ -52,6 +55,7 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         for name, low, high in (
             ("random_crop_padding", 0, float("inf")),
+            ("random_resized_crop", 0, 1),
             ("mixup_alpha", 0, float("inf")),
             ("cutmix_alpha", 0, float("inf")),
             ("rand_augment_ops", 1, 15),
@@ -115,6 +119,9 @@ def _pixel_steps(config: AugmentConfig, image_size: int) -> list[Callable[[Tenso
     if config.random_crop_padding:
         size, padding = (image_size, image_size), config.random_crop_padding
         steps.append(_kornia().RandomCrop(size, padding=padding))
+    if config.random_resized_crop:
+        size, scale = (image_size, image_size), (config.random_resized_crop, 1.0)
+        steps.append(_kornia().RandomResizedCrop(size, scale=scale, ratio=(3 / 4, 4 / 3)))
     if config.horizontal_flip:
         steps.append(_kornia().RandomHorizontalFlip(p=0.5))
     if config.rand_augment:

@@ -1,9 +1,10 @@
 """Multiply-adds up to each exit of a GFNet with early exits.
 
 True ones: every linear layer counts for every token, the global filter as it is executed (by FFT or
-as matrix products, formulas in `compress.models.global_filter`), and the heads and gates that an
-image passes on its way. Norms, pooling and the four features of a gate are not multiply-adds of
-linear layers and count nothing, as everywhere in `compress.measure.macs`.
+as matrix products, formulas in `compress.models.global_filter`; one that lost frequencies always as
+matrix products), and the heads and gates that an image passes on its way. Norms, pooling and the
+four features of a gate are not multiply-adds of linear layers and count nothing, as everywhere in
+`compress.measure.macs`.
 
 GFNet-XS at 224 pixels: 57.80 million for the patches, 232.82 million a block.
 """

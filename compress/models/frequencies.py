@@ -14,6 +14,7 @@ conjugates. A grid of 14x14 has 112 bins and 100 frequencies.
 A filter stored by rows is (K, D, 2), its real and imaginary parts at K of these frequencies.
 """
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -63,14 +64,10 @@ def filter_of_rows(rows: Tensor, frequencies: Sequence[int], grid: Grid) -> Tens
         frequencies: the K numbers that the rows belong to; the filter is zero at all others.
         grid: (a, b).
     """
-    places, signs = [len(frequencies)] * _bins(grid), [1.0] * _bins(grid)
-    for place, k in enumerate(frequencies):
-        places[_conjugate(k, grid)], signs[_conjugate(k, grid)] = place, -1.0
-    for place, k in enumerate(frequencies):  # later, as a frequency may be its own conjugate
-        places[k], signs[k] = place, 1.0
+    places, signs = _rows_of_bins(tuple(frequencies), grid)
     rows = F.pad(rows, (0, 0, 0, 0, 0, 1))  # one row of zeros, for what is gone
     found = rows.index_select(0, torch.tensor(places, device=rows.device))
-    parts = torch.tensor([(1.0, sign) for sign in signs], device=rows.device, dtype=rows.dtype)
+    parts = torch.tensor(signs, device=rows.device, dtype=rows.dtype)  # (F, 2)
     return (found * parts[:, None]).unflatten(0, (grid[0], grid[1] // 2 + 1))
 
 
@@ -83,6 +80,19 @@ def row_norms(rows: Tensor, frequencies: Sequence[int], grid: Grid) -> Tensor:
     energy = rows.square().sum(1)  # (K, 2)
     imaginary = torch.where(times == 2, energy[:, 1], 0)
     return ((energy[:, 0] + imaginary) * times).sqrt()
+
+
+@functools.cache
+def _rows_of_bins(
+    frequencies: tuple[int, ...], grid: Grid
+) -> tuple[tuple[int, ...], tuple[tuple[float, float], ...]]:
+    """Return for every bin its row, the number of rows where it has none, and its two signs."""
+    places, signs = [len(frequencies)] * _bins(grid), [(1.0, 1.0)] * _bins(grid)
+    for place, k in enumerate(frequencies):
+        places[_conjugate(k, grid)], signs[_conjugate(k, grid)] = place, (1.0, -1.0)
+    for place, k in enumerate(frequencies):  # later, as a frequency may be its own conjugate
+        places[k], signs[k] = place, (1.0, 1.0)
+    return tuple(places), tuple(signs)
 
 
 def _bins(grid: Grid) -> int:

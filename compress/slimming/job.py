@@ -187,7 +187,7 @@ def _measured_share(job: SlimJob, source: SlimSource) -> Callable[[float], float
         image = source.example.to(job.device)
         networks = {"before": source.plain.to(job.device), "after": result.model.to(job.device)}
         times = measure_latency(
-            {name: (network, image) for name, network in networks.items()}, max_seconds=6
+            {name: (network, image) for name, network in networks.items()}, max_seconds=3
         )
         return times["after"].median_ms / times["before"].median_ms
 

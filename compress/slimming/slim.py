@@ -13,7 +13,15 @@ from compress.models.channels import Slimmable
 from compress.slimming.selection import Selection, check_ratio, select_channels
 from compress.slimming.surgery import DeclaredChannels
 
-__all__ = ["LayerWidth", "SlimOptions", "SlimResult", "relative_error", "slim_model"]
+__all__ = [
+    "LayerWidth",
+    "SlimOptions",
+    "SlimResult",
+    "open_channels",
+    "relative_error",
+    "select",
+    "slim_model",
+]
 
 
 @dataclass(frozen=True, kw_only=True)

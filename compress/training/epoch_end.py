@@ -13,6 +13,7 @@ from compress.training.accuracy import Accuracy, evaluate_accuracy
 from compress.training.meter import REMEDY, check_finite
 from compress.training.processes import gathered, on_main
 from compress.training.run import Run
+from compress.training.schedule import learning_rate
 from compress.training.state import Position
 
 __all__ = ["end_epoch", "load_best", "restore", "save_state"]
@@ -35,6 +36,8 @@ def end_epoch(run: Run) -> None:
         is_best = _note_score(position, list(run.score(record)))
         patience = config.early_stopping_patience
         position.stopped_early = patience is not None and position.without_gain >= patience
+        if run.control is not None and run.control.after_epoch(run.model, record):
+            position.stopped_early = True
     position.history.append(record)
     if run.accelerator.is_main_process:
         _write_epoch(run, record, is_best=is_best)
@@ -54,6 +57,7 @@ def save_state(run: Run) -> None:
             "model": run.model.state_dict(),
             "optimizer": run.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
+            "control": run.control.state_dict() if run.control else None,
         }
         run.files.save(run.identity, run.position, tensors)
     run.saved_at = time.monotonic()
@@ -66,6 +70,8 @@ def restore(run: Run, found: Mapping[str, Any]) -> None:
     run.optimizer.load_state_dict(found["optimizer"])
     if run.accelerator.scaler:
         run.accelerator.scaler.load_state_dict(found["scaler"])
+    if run.control:
+        run.control.load_state_dict(found["control"])
 
 
 def load_best(accelerator: Any, path: Any, model: nn.Module) -> None:
@@ -85,7 +91,7 @@ def _record(run: Run) -> dict[str, Any]:
     return {
         "epoch": position.epoch + 1,
         "step": run.steps_done,
-        "lr": run.optimizer.param_groups[0]["lr"],
+        "lr": learning_rate(run.config, step=run.steps_done - 1, steps_per_epoch=plan.steps),
         **means,
         "validation_loss": None,
         "acc1": None,

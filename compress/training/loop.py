@@ -7,8 +7,9 @@
     end_epoch        evaluate, keep the best, write checkpoints and the resume point
 
 What differs between trainings comes in as functions: `objective` (what is minimised), `prepare`
-(what the network reads), `validate` and `score` (what is best). Parameters that do not require
-gradients are left alone, and wholly frozen parts stay in eval mode.
+(what the network reads), `validate` and `score` (what is best), `lr_scale` (how fast each parameter
+learns); what has a state of its own comes in as `control`. Parameters that do not require gradients
+are left alone, and wholly frozen parts stay in eval mode.
 """
 
 import contextlib
@@ -34,7 +35,12 @@ from compress.training.config import TrainingConfig
 from compress.training.epoch_end import end_epoch, load_best, restore, save_state
 from compress.training.identity import check_trainable, checkpoint_meta, run_identity
 from compress.training.objectives import Objective
-from compress.training.optimizer import make_optimizer, set_training_mode
+from compress.training.optimizer import (
+    LrScale,
+    apply_lr_scales,
+    make_optimizer,
+    set_training_mode,
+)
 from compress.training.processes import (
     average_running_statistics,
     gathered,
@@ -44,7 +50,7 @@ from compress.training.processes import (
     seed_generators,
 )
 from compress.training.progress import progress_bar
-from compress.training.run import Run, Score, Validate
+from compress.training.run import Control, Run, Score, Validate
 from compress.training.runfiles import RunFiles
 from compress.training.schedule import learning_rate, set_learning_rate
 from compress.training.state import Position
@@ -96,6 +102,8 @@ def fit(
     prepare: Prepare | None = None,
     validate: Validate | None = None,
     score: Score = highest_accuracy,
+    control: Control | None = None,
+    lr_scale: LrScale | None = None,
     device: str | None = None,
     fresh: bool = False,
     progress: bool = True,
@@ -119,6 +127,8 @@ def fit(
         validate: model to metrics, called in the main process; by default loss and accuracy on
             "validation", which the processes divide.
         score: metrics to what is compared; the highest is best, and early stopping waits for it.
+        control: what steers the run between steps and epochs.
+        lr_scale: from the name of a parameter to the factor on its learning rate.
         device: such as "cpu" or "cuda"; by default the best there is.
         fresh: discard a run that is in the folder.
         progress: show a bar on stderr.
@@ -135,7 +145,7 @@ def fit(
     accelerator = make_accelerator(config, device)
     slices = accelerator.num_processes * config.gradient_accumulation
     plan = plan_batches(len(data.splits["train"]), batch_size=config.batch_size, slices=slices)
-    optimizer = make_optimizer(model, config)
+    optimizer = make_optimizer(model, config, lr_scale)
     identity = run_identity(model, data, config, augment=augment, micro_batches=slices, meta=meta)
     files = RunFiles(run_dir)
     found = on_main(accelerator, lambda: files.begin(identity, fresh=fresh))
@@ -151,6 +161,7 @@ def fit(
             prepare=prepare or prepare_images(data, augment),
             validate=validate,
             score=score,
+            control=control,
             files=files,
             identity=identity,
             meta={**meta, **checkpoint_meta(data, config, augment=augment)},
@@ -211,8 +222,11 @@ def _train_epoch(run: Run) -> None:
 def _train_step(run: Run, loaded: Iterator[tuple[Tensor, Tensor]]) -> None:
     lr = learning_rate(run.config, step=run.steps_done, steps_per_epoch=run.plan.steps)
     set_learning_rate(run.optimizer, lr)
+    apply_lr_scales(run.optimizer)
     run.optimizer.zero_grad()
     terms = [_backward(run, *next(loaded), part) for part in run.own_parts]
+    for parameter in run.control.skipped(run.steps_done) if run.control else ():
+        parameter.grad = None  # the optimizer passes over it; a gradient of 0 would not stop it
     if run.config.clip_grad_norm is not None:
         run.accelerator.clip_grad_norm_(run.model.parameters(), run.config.clip_grad_norm)
     run.optimizer.step()

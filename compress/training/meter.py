@@ -13,7 +13,7 @@ from torch import Tensor
 from compress.errors import CompressError
 from compress.training.processes import gathered
 
-__all__ = ["LossMeter"]
+__all__ = ["LossMeter", "check_finite"]
 
 REMEDY = (
     "give a lower --lr, a --warmup-epochs or a --clip-grad-norm, with --fresh or another folder; "

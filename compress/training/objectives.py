@@ -16,14 +16,19 @@ from compress.slimming.scales import channel_scales
 from compress.training.batches import Batch
 from compress.training.config import TrainingConfig
 
-__all__ = ["Objective", "cross_entropy", "objective_of", "with_gamma_penalty"]
+__all__ = ["Objective", "bare", "cross_entropy", "objective_of", "with_gamma_penalty"]
 
 Objective = Callable[[nn.Module, Batch], dict[str, Tensor]]
 
 
-def objective_of(config: TrainingConfig) -> Objective:
-    """Return the objective that the settings name: cross entropy, and the penalty where λ > 0."""
-    objective = cross_entropy(label_smoothing=config.label_smoothing)
+def objective_of(config: TrainingConfig, base: Objective | None = None) -> Objective:
+    """Return the objective that the settings name: cross entropy, and the penalty where λ > 0.
+
+    Args:
+        config: gives the label smoothing and λ.
+        base: stands in for cross entropy, such as a distillation.
+    """
+    objective = base or cross_entropy(label_smoothing=config.label_smoothing)
     if config.sparsity_lambda > 0:
         objective = with_gamma_penalty(objective, config.sparsity_lambda)
     return objective
@@ -59,12 +64,17 @@ def with_gamma_penalty(objective: Objective, sparsity_lambda: float) -> Objectiv
     return penalised
 
 
+def bare(model: nn.Module) -> nn.Module:
+    """Return the network itself, without what distributes it over processes."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
 def _sum_of_scales(model: nn.Module) -> Tensor:
-    bare = model.module if isinstance(model, DistributedDataParallel) else model
-    scales = channel_scales(bare)
+    inner = bare(model)
+    scales = channel_scales(inner)
     if not scales:
         raise UserInputError(
-            f"sparsity_lambda is set, but {type(bare).__name__} has no BatchNorm with a scale γ; "
+            f"sparsity_lambda is set, but {type(inner).__name__} has no BatchNorm with a scale γ; "
             "expected one, or sparsity_lambda 0"
         )
     return torch.stack([scale.abs().sum() for scale in scales.values()]).sum()

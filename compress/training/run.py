@@ -1,9 +1,9 @@
 """What the functions of the loop share while a run lasts."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -14,10 +14,33 @@ from compress.training.objectives import Objective
 from compress.training.runfiles import RunFiles
 from compress.training.state import Position
 
-__all__ = ["Run", "Score", "Validate"]
+__all__ = ["Control", "Run", "Score", "Validate"]
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
 Score = Callable[[Mapping[str, Any]], tuple[float, ...]]
+
+
+class Control(Protocol):
+    """What steers a run between its steps and epochs; its state is part of the resume point."""
+
+    def skipped(self, step: int) -> Iterable[nn.Parameter]:
+        """Return the parameters that one step leaves as they are; steps count from 0."""
+        ...
+
+    def after_epoch(self, model: nn.Module, record: Mapping[str, Any]) -> bool:
+        """Look at an evaluation, perhaps change the weights; True ends the run.
+
+        Called in every process with the same record, before the checkpoints are written.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors, numbers and lists that `load_state_dict` takes back."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        ...
 
 
 @dataclass(kw_only=True)
@@ -31,6 +54,7 @@ class Run:
         prepare: from images, labels and a seed to a batch.
         validate: what an evaluation measures, or None for accuracy on "validation".
         score: what of it is compared.
+        control: what steers it, or None.
         files: where it writes.
         identity: what tells it from other runs.
         meta: what its checkpoints say besides.
@@ -52,6 +76,7 @@ class Run:
     prepare: Prepare
     validate: Validate | None
     score: Score
+    control: Control | None
     files: RunFiles
     identity: dict[str, Any]
     meta: dict[str, Any]

@@ -1,0 +1,143 @@
+"""How a network with early exits does on a split, at any threshold, from one pass over it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from compress.models.early_exit import GFNetDynn
+from compress.training.accuracy import evaluation_mode
+from compress.training.batches import TrainingSplit, prefetched
+from compress.training.exit_costs import ExitCosts
+from compress.training.exit_objectives import best_exits, gate_targets
+
+__all__ = ["ExitOutcomes", "exit_metrics", "exit_outcomes", "exits_taken", "threshold_sweep"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExitOutcomes:
+    """What every exit makes of every image.
+
+    Attributes:
+        losses: cross entropy (N, E+1), nats.
+        correct: (N, E+1) bool.
+        gates: gate logits (N, E).
+    """
+
+    losses: Tensor
+    correct: Tensor
+    gates: Tensor
+
+
+def exit_outcomes(
+    network: Callable[[Tensor], tuple[Tensor, Tensor]],
+    split: TrainingSplit,
+    normalize: Callable[[Tensor], Tensor],
+    *,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    workers: int = 0,
+) -> ExitOutcomes:
+    """Run all exits on all images of a split.
+
+    Args:
+        network: from what `normalize` gives to logits (B, E+1, K) and gate logits (B, E):
+            `forward_all` or `from_features` of a `GFNetDynn` that lies on `device`.
+        split: images, or cached features of them.
+        normalize: from what the split gives to what the network reads.
+        batch_size: images at a time.
+        device: where to compute.
+        workers: threads that load ahead.
+    """
+    chunks = torch.arange(len(split)).split(batch_size)
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    with torch.inference_mode():
+        for labels, images in prefetched(
+            lambda i: (split.labels[i], split.images(i)), chunks, workers=workers
+        ):
+            logits, gates = network(normalize(images.to(device)))
+            wanted = labels.to(device)[:, None].expand(logits.shape[:2])  # (B, E+1)
+            losses = F.cross_entropy(logits.float().transpose(1, 2), wanted, reduction="none")
+            parts.append((losses, logits.argmax(dim=2) == wanted, gates))
+        losses, correct, gates = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+    return ExitOutcomes(losses=losses, correct=correct, gates=gates)
+
+
+def measured_exits(
+    model: GFNetDynn,
+    split: TrainingSplit,
+    normalize: Callable[[Tensor], Tensor],
+    *,
+    batch_size: int,
+    from_features: bool = False,
+    workers: int = 0,
+) -> ExitOutcomes:
+    """Run a network in eval mode where it lies, on images or on cached features."""
+    with evaluation_mode(model):
+        return exit_outcomes(
+            model.from_features if from_features else model.forward_all,
+            split,
+            normalize,
+            batch_size=batch_size,
+            device=model.pos_embed.device,
+            workers=workers,
+        )
+
+
+def exits_taken(gates: Tensor, threshold: float) -> Tensor:
+    """Return the exit (N,) that each image takes, E for the final head.
+
+    The first with sigmoid(gate) >= threshold, as `GFNetDynn.forward_early` decides, compared in
+    float64 as there; a gate that is not a number never fires.
+    """
+    fires = torch.sigmoid(gates).double() >= threshold  # (N, E)
+    always = fires.new_ones(len(fires), 1)
+    return torch.cat([fires, always], dim=1).int().argmax(dim=1)
+
+
+def exit_metrics(
+    outcomes: ExitOutcomes, costs: ExitCosts, *, threshold: float, cost_lambda: float
+) -> dict[str, float]:
+    """Return the figures of one threshold as plain numbers.
+
+    Returns:
+        acc1 of the dynamic network (per cent) and its validation_loss (nats); cost_share and
+        macs_share, expected per image over the whole network's; gated_cost, which is
+        validation_loss + λ·cost_share; for every exit l its accuracy on all images, exit_l_acc1
+        (per cent), its loss, exit_l_loss, and the share of images that take it, exit_l_rate; for
+        every gate the images that it should let out, exit_l_positives.
+    """
+    figures = _gated(outcomes, costs, threshold)
+    exits = outcomes.losses.shape[1]
+    taken = exits_taken(outcomes.gates, threshold)
+    best = best_exits(outcomes.losses, costs.shares, cost_lambda)
+    positives = gate_targets(best, exits - 1).sum(dim=0)
+    figures["gated_cost"] = figures["validation_loss"] + cost_lambda * figures["cost_share"]
+    for i in range(exits):
+        figures[f"exit_{i}_acc1"] = 100 * outcomes.correct[:, i].double().mean().item()
+        figures[f"exit_{i}_loss"] = outcomes.losses[:, i].double().mean().item()
+        figures[f"exit_{i}_rate"] = (taken == i).double().mean().item()
+    for i in range(exits - 1):
+        figures[f"exit_{i}_positives"] = positives[i].item()
+    return figures
+
+
+def threshold_sweep(
+    outcomes: ExitOutcomes, costs: ExitCosts, thresholds: Sequence[float]
+) -> list[dict[str, Any]]:
+    """Return threshold, acc1, validation_loss, cost_share and macs_share for every threshold."""
+    return [{"threshold": t, **_gated(outcomes, costs, t)} for t in thresholds]
+
+
+def _gated(outcomes: ExitOutcomes, costs: ExitCosts, threshold: float) -> dict[str, float]:
+    taken = exits_taken(outcomes.gates, threshold)
+    chosen = taken.unsqueeze(1)
+    return {
+        "acc1": 100 * outcomes.correct.gather(1, chosen).double().mean().item(),
+        "validation_loss": outcomes.losses.gather(1, chosen).double().mean().item(),
+        "cost_share": costs.shares.double()[taken].mean().item(),
+        "macs_share": costs.macs_shares.double()[taken].mean().item(),
+    }
