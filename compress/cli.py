@@ -10,7 +10,7 @@ import os
 import sys
 from typing import Any, Callable, List, Optional
 
-from compress.errors import CompressError
+from compress.errors import CompressError, ToolchainError
 
 __all__ = ["HelpFormatter", "add_common_options", "print_json", "run_door"]
 
@@ -44,6 +44,16 @@ def run_door(
     except CompressError as err:
         print(f"{parser.prog}: error: {err}", file=sys.stderr)
         return err.exit_code
+    except ModuleNotFoundError as err:
+        missing = (err.name or "").partition(".")[0]
+        if missing == "compress":  # an error of ours, to be seen whole
+            raise
+        print(
+            f"{parser.prog}: error: {missing} is not installed; this command needs the toolkit: "
+            "pip install 'early-exit-compress[toolkit]'",
+            file=sys.stderr,
+        )
+        return ToolchainError.exit_code
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return 130

@@ -11,7 +11,8 @@ from compress import finetune
 from compress.data.augment import AugmentConfig
 from compress.errors import UserInputError
 from compress.models.vgg import VGG
-from compress.training.job import AUGMENTATIONS, augmentation
+from compress.training.job import augmentation
+from compress.training.presets import AUGMENTATIONS
 
 QUICK = ["--data", "digits", "--image-size", "8", "--epochs", "3", "--lr", "0.1", "-q"]
 

@@ -68,7 +68,9 @@ class ExitTrainingConfig(TrainingConfig):
         losses = (*CLASSIFIER_LOSSES, None)
         self._expect("regime", self.regime in REGIMES, f"one of {', '.join(REGIMES)}")
         self._expect(
-            "classifier_loss", self.classifier_loss in losses, f"one of {', '.join(map(str, losses))}"
+            "classifier_loss",
+            self.classifier_loss in losses,
+            f"one of {', '.join(map(str, losses))}",
         )
         for name, least in _COUNTS.items():
             self._expect(name, self._is_count(name, least), f"an integer of at least {least}")

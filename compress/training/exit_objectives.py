@@ -100,9 +100,7 @@ def exit_losses(
     """
     by_class = logits.float().transpose(1, 2)  # (B, K, E+1)
     everywhere = targets.unsqueeze(2).expand_as(by_class)
-    plain = F.cross_entropy(
-        by_class, everywhere, reduction="none", label_smoothing=label_smoothing
-    )
+    plain = F.cross_entropy(by_class, everywhere, reduction="none", label_smoothing=label_smoothing)
     if alpha == 0:
         return plain
     log_p = F.log_softmax(logits.float() / temperature, dim=-1)

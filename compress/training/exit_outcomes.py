@@ -33,40 +33,6 @@ class ExitOutcomes:
 
 
 def exit_outcomes(
-    network: Callable[[Tensor], tuple[Tensor, Tensor]],
-    split: TrainingSplit,
-    normalize: Callable[[Tensor], Tensor],
-    *,
-    batch_size: int,
-    device: torch.device | str = "cpu",
-    workers: int = 0,
-) -> ExitOutcomes:
-    """Run all exits on all images of a split.
-
-    Args:
-        network: from what `normalize` gives to logits (B, E+1, K) and gate logits (B, E):
-            `forward_all` or `from_features` of a `GFNetDynn` that lies on `device`.
-        split: images, or cached features of them.
-        normalize: from what the split gives to what the network reads.
-        batch_size: images at a time.
-        device: where to compute.
-        workers: threads that load ahead.
-    """
-    chunks = torch.arange(len(split)).split(batch_size)
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    with torch.inference_mode():
-        for labels, images in prefetched(
-            lambda i: (split.labels[i], split.images(i)), chunks, workers=workers
-        ):
-            logits, gates = network(normalize(images.to(device)))
-            wanted = labels.to(device)[:, None].expand(logits.shape[:2])  # (B, E+1)
-            losses = F.cross_entropy(logits.float().transpose(1, 2), wanted, reduction="none")
-            parts.append((losses, logits.argmax(dim=2) == wanted, gates))
-        losses, correct, gates = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
-    return ExitOutcomes(losses=losses, correct=correct, gates=gates)
-
-
-def measured_exits(
     model: GFNetDynn,
     split: TrainingSplit,
     normalize: Callable[[Tensor], Tensor],
@@ -75,16 +41,27 @@ def measured_exits(
     from_features: bool = False,
     workers: int = 0,
 ) -> ExitOutcomes:
-    """Run a network in eval mode where it lies, on images or on cached features."""
-    with evaluation_mode(model):
-        return exit_outcomes(
-            model.from_features if from_features else model.forward_all,
-            split,
-            normalize,
-            batch_size=batch_size,
-            device=model.pos_embed.device,
-            workers=workers,
-        )
+    """Run all exits on all images of a split, in eval mode, where the network lies.
+
+    Args:
+        model: the network.
+        split: images, or cached features of them.
+        normalize: from what the split gives to what the network reads.
+        batch_size: images at a time.
+        from_features: the split gives what `pooled_features` returned.
+        workers: threads that load ahead.
+    """
+    network = model.from_features if from_features else model.forward_all
+    device = model.pos_embed.device
+    chunks = torch.arange(len(split)).split(batch_size)
+    loaded = prefetched(lambda i: (split.labels[i], split.images(i)), chunks, workers=workers)
+    with evaluation_mode(model), torch.inference_mode():
+        parts = [
+            _outcomes(*network(normalize(images.to(device))), labels.to(device))
+            for labels, images in loaded
+        ]
+    losses, correct, gates = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+    return ExitOutcomes(losses=losses, correct=correct, gates=gates)
 
 
 def exits_taken(gates: Tensor, threshold: float) -> Tensor:
@@ -141,3 +118,10 @@ def _gated(outcomes: ExitOutcomes, costs: ExitCosts, threshold: float) -> dict[s
         "cost_share": costs.shares.double()[taken].mean().item(),
         "macs_share": costs.macs_shares.double()[taken].mean().item(),
     }
+
+
+def _outcomes(logits: Tensor, gates: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses (B, E+1), whether they are right (B, E+1), and gates (B, E) of one batch."""
+    wanted = labels[:, None].expand(logits.shape[:2])
+    losses = F.cross_entropy(logits.float().transpose(1, 2), wanted, reduction="none")
+    return losses, logits.argmax(dim=2) == wanted, gates

@@ -1,10 +1,10 @@
-"""Train or fine-tune a checkpoint file: read, measure, train, measure again, report.
+"""Train, fine-tune or distil a checkpoint file: read, measure, train, measure again, report.
 
 The door `python -m compress.finetune` and the recipes call the same function.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,35 +17,27 @@ from compress.data.image_data import ImageData
 from compress.data.spec import load_data
 from compress.errors import UserInputError
 from compress.files import write_json
-from compress.measure.versions import versions
-from compress.slimming.sparsity import GammaSparsity, gamma_sparsity, save_gamma_histogram
+from compress.slimming.sparsity import gamma_sparsity, save_gamma_histogram
 from compress.training.accuracy import Accuracy, evaluate_accuracy
 from compress.training.config import TrainingConfig
-from compress.training.loop import TrainingResult, fit
-from compress.training.objectives import objective_of
+from compress.training.distillation import distillation
+from compress.training.distillation_config import DistillationConfig
+from compress.training.finetune_report import DistillationReport, FinetuneReport
+from compress.training.loop import fit
+from compress.training.objectives import Objective, objective_of
+from compress.training.presets import AUGMENTATIONS, preset_augmentation
 from compress.training.processes import is_main_process, resolve_device
+from compress.training.teacher import Teacher, recorded_image_size, teacher_from
+from compress.training.transfer import build_student, transferred
 
 __all__ = [
-    "AUGMENTATIONS",
     "FinetuneJob",
-    "FinetuneReport",
     "augmentation",
     "check_classes",
     "finetune_checkpoint",
 ]
 
-SCHEMA = "compress.finetune/1"
 MEASURED = ("validation", "test")
-
-# What each name of --augment switches on, for images of a side in pixels.
-AUGMENTATIONS: dict[str, Callable[[int], dict[str, Any]]] = {
-    "flip": lambda _: {"horizontal_flip": True},
-    "crop": lambda side: {"random_crop_padding": max(1, side // 8)},
-    "mixup": lambda _: {"mixup_alpha": 0.2},
-    "cutmix": lambda _: {"cutmix_alpha": 1.0},
-    "rand-augment": lambda _: {"rand_augment": True},
-    "color-jitter": lambda _: {"color_jitter": 0.4},
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,97 +45,67 @@ class FinetuneJob:
     """What to train, on what, and where to put it.
 
     Attributes:
-        checkpoint: file to start from.
+        checkpoint: file to start from; None with `from_scratch`.
+        from_scratch: a new network in its place, see `compress.training.transfer.build_student`.
         data: "digits", "cifar10:DIR" or "folder:DIR".
         config: settings of the training; its seed also divides the data.
-        augment: names of `AUGMENTATIONS`.
-        output: folder of the run; None names it after the checkpoint.
-        image_size: side in pixels; None takes the one that the checkpoint records, or the data's.
+        preset: the recipe that `config` was made from by `preset_config`; its augmentation is used
+            where `augment` is None.
+        augment: names of `AUGMENTATIONS`; None for the preset's, or none at all.
+        output: folder of the run; None names it after what it starts from.
+        image_size: side in pixels, to which a GFNet is resampled; None takes the one that the
+            checkpoint was trained at, from scratch the teacher's, or the data's.
+        new_head: replace the head where it has other classes than the data.
+        teacher: checkpoint to distil from.
+        teacher_factory: "package.module:function" for a teacher that is not of `compress.models`.
+        distillation: how; not read without a teacher.
         device: where to train; None for the best there is.
         resume: refuse to begin a run, only go on with one.
         fresh: discard a run that is in the folder.
         factory: "package.module:function" for a network that is not of `compress.models`.
         unsafe_pickle: read whole-module pickles, which runs code from the file.
+
+    Raises:
+        UserInputError: there is both a checkpoint and a new network, or neither.
     """
 
-    checkpoint: Path
+    checkpoint: Path | None = None
+    from_scratch: str | None = None
     data: str
     config: TrainingConfig = field(default_factory=TrainingConfig)
-    augment: tuple[str, ...] = ()
+    preset: str | None = None
+    augment: tuple[str, ...] | None = None
     output: Path | None = None
     image_size: int | None = None
+    new_head: bool = False
+    teacher: Path | None = None
+    teacher_factory: str | None = None
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
     device: str | None = None
     resume: bool = False
     fresh: bool = False
     factory: str | None = None
     unsafe_pickle: bool = False
 
+    def __post_init__(self) -> None:
+        if (self.checkpoint is None) == (self.from_scratch is None):
+            raise UserInputError(
+                f"checkpoint is {self.checkpoint} and the network to train from scratch "
+                f"{self.from_scratch}; expected one of the two to start from"
+            )
+
     @property
     def folder(self) -> Path:
         """Folder of the run."""
-        return self.output or self.checkpoint.with_name(self.checkpoint.stem + ".finetuned")
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneReport:
-    """What training did for a checkpoint.
-
-    Attributes:
-        result: of the training.
-        before: accuracy of the checkpoint by split.
-        after: accuracy of the best epoch by split.
-        sparsity: of γ, where it was trained for.
-        histogram: figure of γ, likewise.
-        source: path and sha256 of the checkpoint.
-        settings: of the training, the data and the augmentation.
-    """
-
-    result: TrainingResult
-    before: Mapping[str, Accuracy]
-    after: Mapping[str, Accuracy]
-    sparsity: GammaSparsity | None
-    histogram: Path | None
-    source: dict[str, Any]
-    settings: dict[str, Any]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
-        result = self.result
-        return {
-            "schema": SCHEMA,
-            "versions": versions(),
-            "source": self.source,
-            "settings": self.settings,
-            "before": {split: accuracy.to_dict() for split, accuracy in self.before.items()},
-            "after": {split: accuracy.to_dict() for split, accuracy in self.after.items()},
-            "best": result.best_metrics,
-            "epochs_run": result.epochs_run,
-            "stopped_early": result.stopped_early,
-            "gamma_sparsity": self.sparsity.to_dict() if self.sparsity else None,
-            "files": {
-                "best": str(result.best),
-                "last": str(result.last),
-                "gamma_histogram": str(self.histogram) if self.histogram else None,
-            },
-        }
-
-    def to_text(self) -> str:
-        """Return the report as a few lines for a terminal."""
-        result, best = self.result, self.result.best_metrics
-        lines = [f"{'accuracy':<12}{'before':>10}{'after':>10}"]
-        for split, before in self.before.items():
-            after = self.after[split].acc1
-            lines.append(f"{split:<12}{before.acc1:>9.2f}%{after:>9.2f}%")
-        early = ", stopped early" if result.stopped_early else ""
-        lines.append(f"best epoch: {best['epoch']} of {result.epochs_run}{early}")
-        if self.sparsity:
-            share, largest = self.sparsity.share_below_1pct, self.sparsity.max
-            lines.append(f"γ: {share:.1%} below 1 % of the largest, which is {largest:.4f}")
-        return "\n".join([*lines, f"written: {result.best}"])
+        if self.output is not None:
+            return self.output
+        if self.checkpoint is not None:
+            return self.checkpoint.with_name(self.checkpoint.stem + ".finetuned")
+        return Path(f"{str(self.from_scratch).partition(':')[0]}.trained")
 
 
 def finetune_checkpoint(job: FinetuneJob) -> FinetuneReport | None:
-    """Train the network of a checkpoint; the folder of the run gets a report.json as well.
+    """Train the network of a checkpoint, or a new one; the folder gets a report.json as well.
 
     Returns:
         None in all processes but the main one.
@@ -158,28 +120,40 @@ def finetune_checkpoint(job: FinetuneJob) -> FinetuneReport | None:
             f"--resume was given, but {job.folder} holds no run; expected one that was begun there"
         )
     device = str(resolve_device(job.device)) if job.device else None
-    checkpoint = read_checkpoint(
-        job.checkpoint, factory=job.factory, unsafe_pickle=job.unsafe_pickle
-    )
-    data = load_data(job.data, image_size=_image_size(job, checkpoint), seed=job.config.seed)
-    config = augmentation(job.augment, data.preprocessing.image_size)
-    model = model_from_checkpoint(checkpoint)
+    start, tutor = _read_start(job), _read_teacher(job)
+    data = load_data(job.data, image_size=_image_size(job, start or tutor), seed=job.config.seed)
+    augment = _augment(job, data)
+    model = _starting_model(job, start, data)
     check_classes(model, data)
+    teacher = teacher_from(tutor, data, path=job.teacher) if tutor and job.teacher else None
     before = _accuracies(job, model, data)
     result = fit(
         model,
         data,
-        objective_of(job.config),
+        _objective(job, teacher),
         job.config,
         job.folder,
-        augment=Augment(config, len(data.classes), data.preprocessing) if job.augment else None,
+        augment=augment,
         device=device,
         fresh=job.fresh,
-        save_meta={**checkpoint.meta, "source_sha256": checkpoint.sha256},
+        save_meta=_meta(job, start, teacher),
     )
     if not is_main_process():
         return None
-    report = _report(job, model, result, before, _accuracies(job, model, data), checkpoint)
+    sparsity, histogram = None, None
+    if job.config.sparsity_lambda > 0:
+        sparsity, histogram = gamma_sparsity(model), job.folder / "gammas.png"
+        save_gamma_histogram(model, histogram)
+    report = FinetuneReport(
+        result=result,
+        before=before,
+        after=_accuracies(job, model, data),
+        sparsity=sparsity,
+        histogram=histogram,
+        source=_source(job, start),
+        distillation=_distillation_report(job, teacher, data) if teacher else None,
+        settings=_settings(job, augment),
+    )
     write_json(job.folder / "report.json", report.to_dict())
     return report
 
@@ -218,13 +192,103 @@ def check_classes(model: nn.Module, data: ImageData) -> None:
     if logits.shape[1] != len(data.classes):
         raise UserInputError(
             f"the network has {logits.shape[1]} classes, but the data {data.name} have "
-            f"{len(data.classes)}; expected the same number"
+            f"{len(data.classes)}; expected the same number, or --new-head for a new head"
         )
 
 
-def _image_size(job: FinetuneJob, checkpoint: Checkpoint) -> int | None:
-    recorded = checkpoint.meta.get("preprocessing", {}).get("image_size")
-    return recorded if job.image_size is None else job.image_size
+def _read_start(job: FinetuneJob) -> Checkpoint | None:
+    if job.checkpoint is None:
+        return None
+    return read_checkpoint(job.checkpoint, factory=job.factory, unsafe_pickle=job.unsafe_pickle)
+
+
+def _read_teacher(job: FinetuneJob) -> Checkpoint | None:
+    if job.teacher is None:
+        return None
+    return read_checkpoint(
+        job.teacher, factory=job.teacher_factory, unsafe_pickle=job.unsafe_pickle
+    )
+
+
+def _image_size(job: FinetuneJob, source: Checkpoint | None) -> int | None:
+    if job.image_size is not None or source is None:
+        return job.image_size
+    return recorded_image_size(source)
+
+
+def _augment(job: FinetuneJob, data: ImageData) -> Augment | None:
+    side = data.preprocessing.image_size
+    if job.augment is not None:
+        config = augmentation(job.augment, side)
+    elif job.preset is not None:
+        config = AugmentConfig(**preset_augmentation(job.preset, side))
+    else:
+        config = AugmentConfig()
+    off = config == AugmentConfig()
+    return None if off else Augment(config, len(data.classes), data.preprocessing)
+
+
+def _starting_model(job: FinetuneJob, start: Checkpoint | None, data: ImageData) -> nn.Module:
+    classes = len(data.classes)
+    # A run that goes on compares nothing but names and shapes, so new weights must be the same.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(job.config.seed)
+        if start is None:
+            side = data.preprocessing.image_size
+            return build_student(str(job.from_scratch), num_classes=classes, image_size=side)
+        return transferred(
+            model_from_checkpoint(start),
+            num_classes=classes if job.new_head else None,
+            image_size=job.image_size,
+        )
+
+
+def _objective(job: FinetuneJob, teacher: Teacher | None) -> Objective:
+    base = None
+    if teacher is not None:
+        smoothing = job.config.label_smoothing
+        base = distillation(teacher, job.distillation, label_smoothing=smoothing)
+    return objective_of(job.config, base)
+
+
+def _meta(job: FinetuneJob, start: Checkpoint | None, teacher: Teacher | None) -> dict[str, Any]:
+    """What the checkpoints say of their origin; a run with another one is another run."""
+    if start is None:
+        meta: dict[str, Any] = {"from_scratch": job.from_scratch}
+    else:
+        meta = {**start.meta, "source_sha256": start.sha256}
+    if teacher is None:
+        return meta
+    told = {f"teacher_{name}": teacher.source[name] for name in ("sha256", "arch")}
+    return {**meta, "distillation": {**job.distillation.to_dict(), **told}}
+
+
+def _source(job: FinetuneJob, start: Checkpoint | None) -> dict[str, Any]:
+    if start is None:
+        return {"from_scratch": job.from_scratch}
+    return {"path": str(job.checkpoint), "sha256": start.sha256}
+
+
+def _settings(job: FinetuneJob, augment: Augment | None) -> dict[str, Any]:
+    return {
+        **job.config.to_dict(),
+        "data": job.data,
+        "preset": job.preset,
+        "augment": None if augment is None else asdict(augment.config),
+        "image_size": job.image_size,
+        "new_head": job.new_head,
+    }
+
+
+def _distillation_report(job: FinetuneJob, teacher: Teacher, data: ImageData) -> DistillationReport:
+    measured = teacher.accuracy(
+        data,
+        MEASURED,
+        batch_size=job.config.batch_size,
+        device=resolve_device(job.device),
+        workers=job.config.workers,
+    )
+    return DistillationReport(source=teacher.source, config=job.distillation, accuracy=measured)
 
 
 def _accuracies(job: FinetuneJob, model: nn.Module, data: ImageData) -> dict[str, Accuracy]:
@@ -243,26 +307,3 @@ def _accuracies(job: FinetuneJob, model: nn.Module, data: ImageData) -> dict[str
     }
     model.cpu()
     return measured
-
-
-def _report(
-    job: FinetuneJob,
-    model: nn.Module,
-    result: TrainingResult,
-    before: Mapping[str, Accuracy],
-    after: Mapping[str, Accuracy],
-    checkpoint: Checkpoint,
-) -> FinetuneReport:
-    sparsity, histogram = None, None
-    if job.config.sparsity_lambda > 0:
-        sparsity, histogram = gamma_sparsity(model), job.folder / "gammas.png"
-        save_gamma_histogram(model, histogram)
-    return FinetuneReport(
-        result=result,
-        before=before,
-        after=after,
-        sparsity=sparsity,
-        histogram=histogram,
-        source={"path": str(job.checkpoint), "sha256": checkpoint.sha256},
-        settings={**job.config.to_dict(), "data": job.data, "augment": list(job.augment)},
-    )

@@ -1,4 +1,4 @@
-"""Published training recipes by name; what is given explicitly wins over them.
+"""Published training recipes by name, and single augmentations; what is given explicitly wins.
 
 gfnet           Global Filter Networks on ImageNet (Rao et al., arXiv 2107.00645) and their code
 gfnet-transfer  the same authors' fine-tuning on CIFAR, Flowers and Cars
@@ -27,9 +27,26 @@ from typing import Any
 from compress.errors import UserInputError
 from compress.training.config import TrainingConfig
 
-__all__ = ["TRAINING_PRESETS", "TrainingPreset", "preset_augmentation", "preset_config"]
+__all__ = [
+    "AUGMENTATIONS",
+    "TRAINING_PRESETS",
+    "TrainingPreset",
+    "preset_augmentation",
+    "preset_config",
+]
 
 WARM_UP_SHARE = 0.1  # of a run, at most
+
+# What each single name of an augmentation switches on, for images of a side in pixels.
+AUGMENTATIONS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "flip": lambda _: {"horizontal_flip": True},
+    "crop": lambda side: {"random_crop_padding": max(1, side // 8)},
+    "resized-crop": lambda _: {"random_resized_crop": 0.25},
+    "mixup": lambda _: {"mixup_alpha": 0.2},
+    "cutmix": lambda _: {"cutmix_alpha": 1.0},
+    "rand-augment": lambda _: {"rand_augment": True},
+    "color-jitter": lambda _: {"color_jitter": 0.4},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +114,7 @@ TRAINING_PRESETS: dict[str, TrainingPreset] = {
         },
         drops_at=(0.5, 0.75),
         # 4 pixels at the 32 of CIFAR
-        augment=lambda side: {"horizontal_flip": True, "random_crop_padding": max(1, side // 8)},
+        augment=lambda side: {**AUGMENTATIONS["flip"](side), **AUGMENTATIONS["crop"](side)},
     ),
 }
 

@@ -1,0 +1,91 @@
+import argparse
+import json
+import subprocess
+import sys
+
+import pytest
+
+from compress.cli import add_common_options, print_json, run_door
+from compress.errors import (
+    AccuracyError,
+    CompressError,
+    ToolchainError,
+    UnsupportedModelError,
+    UserInputError,
+)
+
+
+def door(work, *arguments: str) -> int:
+    parser = argparse.ArgumentParser(prog="door")
+    add_common_options(parser)
+    return run_door(parser, work, list(arguments))
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (CompressError, 1),
+        (UserInputError, 3),
+        (UnsupportedModelError, 3),
+        (ToolchainError, 4),
+        (AccuracyError, 5),
+        (KeyboardInterrupt, 130),
+    ],
+)
+def test_every_error_has_its_exit_code_and_no_traceback(capsys, error, code):
+    def work(options: argparse.Namespace) -> None:
+        raise error("x is 1; expected 2")
+
+    assert door(work) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("door: ")
+    assert len(err.splitlines()) == 1
+
+
+def test_an_error_of_ours_is_seen_whole():
+    def work(options: argparse.Namespace) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        door(work)
+
+
+def test_a_missing_package_names_the_extra():
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from compress.slim import main\n"
+        "sys.exit(main(['--ratio', '0.4', 'vgg16.pth']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert "torch is not installed" in done.stderr
+    assert "[toolkit]" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    code = (
+        "import argparse, sys\n"
+        "from compress.cli import run_door\n"
+        "def work(options):\n"
+        "    for i in range(100000): print(i)\n"
+        "sys.exit(run_door(argparse.ArgumentParser(), work, []))"
+    )
+    reader = subprocess.run(
+        f'{sys.executable} -c "$CODE" | head -1; exit ${{PIPESTATUS[0]}}',
+        shell=True,
+        executable="/bin/bash",
+        env={"CODE": code},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (reader.stdout, reader.stderr, reader.returncode) == ("0\n", "", 0)
+
+
+def test_json_refuses_what_is_not_json(capsys):
+    print_json({"a": 1})
+    assert json.loads(capsys.readouterr().out) == {"a": 1}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        print_json({"a": float("nan")})
