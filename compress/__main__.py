@@ -4,6 +4,7 @@ import importlib
 import sys
 
 VERBS = {
+    "evaluate": "accuracy, exits, thresholds, calibration",
     "finetune": "train a checkpoint further, or for slimming",
     "run": "run a recipe",
     "slim": "remove channels that training made unimportant",

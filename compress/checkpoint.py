@@ -14,7 +14,7 @@ import argparse
 import json
 import logging
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,13 @@ class Checkpoint:
     sha256: str = ""
 
 
-def load(path: str | Path, *, factory: str | None = None, unsafe_pickle: bool = False) -> nn.Module:
+def load(
+    path: str | Path,
+    *,
+    factory: str | None = None,
+    unsafe_pickle: bool = False,
+    exits: Sequence[int] | None = None,
+) -> nn.Module:
     """Rebuild the network of a checkpoint, in eval mode, in float32, on the CPU.
 
     Args:
@@ -76,12 +82,14 @@ def load(path: str | Path, *, factory: str | None = None, unsafe_pickle: bool = 
         factory: "package.module:function" that builds a network which is not one of ours. Code is
             never imported because a file says so.
         unsafe_pickle: unpickle whole modules too. This runs code from the file.
+        exits: blocks behind which the heads of a foreign early-exit checkpoint stand, 0-based; its
+            names hold relative numbers only.
 
     Raises:
         UserInputError: the file is missing, damaged, a whole-module pickle, or does not fit.
         UnsupportedModelError: its architecture is not known.
     """
-    checkpoint = read_checkpoint(path, factory=factory, unsafe_pickle=unsafe_pickle)
+    checkpoint = read_checkpoint(path, factory=factory, unsafe_pickle=unsafe_pickle, exits=exits)
     return model_from_checkpoint(checkpoint)
 
 
@@ -126,7 +134,11 @@ def save(
 
 
 def read_checkpoint(
-    path: str | Path, *, factory: str | None = None, unsafe_pickle: bool = False
+    path: str | Path,
+    *,
+    factory: str | None = None,
+    unsafe_pickle: bool = False,
+    exits: Sequence[int] | None = None,
 ) -> Checkpoint:
     """Read a checkpoint without building its network; the arguments are those of `load`."""
     path = check_readable(Path(path), "checkpoint")
@@ -138,7 +150,7 @@ def read_checkpoint(
     if isinstance(content, Mapping) and content.get("format") == FORMAT:
         return _our_checkpoint(content, path, factory, sha256)
     state = _foreign_state(content, path)
-    arch, config = (FACTORY_ARCH, {"factory": factory}) if factory else infer(state)
+    arch, config = (FACTORY_ARCH, {"factory": factory}) if factory else infer(state, exits=exits)
     return Checkpoint(
         state_dict=state, arch=arch, config=config, meta=_foreign_meta(content), sha256=sha256
     )

@@ -124,7 +124,8 @@ def _add(
 ) -> None:
     for name, (how, words) in table.items():
         default = defaults[how.get("dest", name)]
-        told = words if default in (None, (), False) else f"{words} (default: {default})"
+        is_off = default is None or default is False or default == ()
+        told = words if is_off else f"{words} (default: {default})"
         flag = "--" + name.replace("_", "-")
         group.add_argument(flag, default=argparse.SUPPRESS, help=told, **how)
 

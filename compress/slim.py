@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 from compress.cli import HelpFormatter, add_common_options, print_json, run_door
-from compress.errors import UserInputError
 
 __all__ = ["main"]
 
@@ -93,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
 def _work(options: argparse.Namespace) -> int:
     from compress.slimming.job import SlimJob, slim_checkpoint
     from compress.slimming.slim import SlimOptions
+    from compress.training.processes import resolve_device
 
     target = next(
         (
@@ -121,7 +121,7 @@ def _work(options: argparse.Namespace) -> int:
         image_size=options.input_size,
         data=options.data,
         latency=not options.no_latency,
-        device=_device(options.device),
+        device=str(resolve_device(options.device)),
         seed=options.seed,
     )
     reports = []
@@ -133,19 +133,6 @@ def _work(options: argparse.Namespace) -> int:
         several = {key: reports[0][key] for key in ("schema", "versions")} | {"results": reports}
         print_json(reports[0] if len(reports) == 1 else several)
     return 0
-
-
-def _device(name: str) -> str:
-    import torch
-
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as err:
-        reason = str(err).splitlines()[0]
-        raise UserInputError(
-            f"--device {name} cannot be used ({reason}); try --device cpu"
-        ) from err
-    return name
 
 
 def main(argv: list[str] | None = None) -> int:

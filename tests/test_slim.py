@@ -205,7 +205,7 @@ def broken(kind: str, checkpoint, tmp_path) -> list:
         ("", ["--ignore", "nothing*"], "--ignore 'nothing*' matches no layer"),
         ("", ["--input-size", "2"], "does not take images"),
         ("", ["--input-size", "0"], "--input-size is 0"),
-        ("", ["--device", "warp"], "--device warp cannot be used"),
+        ("", ["--device", "warp"], "device is 'warp'; expected cpu"),
         ("", ["--model", "no_such_module:build"], "--model no_such_module:build cannot be built"),
         ("", ["--model", "whatever"], "expected package.module:factory"),
         ("", ["--data", "imaginary"], "imaginary"),

@@ -16,7 +16,7 @@ from compress.measure.macs import macs_by_layer
 from compress.models.early_exit import GFNetDynn
 from compress.models.gfnet import GFNet
 
-__all__ = ["macs_per_exit"]
+__all__ = ["exit_check_macs", "macs_per_exit"]
 
 EXIT_PARTS = ("intermediate_heads", "intermediate_heads_dist", "gates")
 
@@ -44,6 +44,18 @@ def macs_per_exit(model: GFNet) -> list[int]:
         totals.append(spent)
     spent += sum(_part(by_layer, f"blocks.{k}") for k in range(done, len(model.blocks)))
     return [*totals, spent + _part(by_layer, "head") + _part(by_layer, "head_dist")]
+
+
+def exit_check_macs(model: GFNetDynn) -> list[int]:
+    """Return the multiply-adds of the head and the gate of every exit alone."""
+    height, width = model.config["image_size"]
+    shape = (model.config["in_channels"], height, width)
+    by_layer = macs_by_layer(
+        model, shape, lambda twin, image: cast(GFNetDynn, twin).forward_all(image)
+    )
+    return [
+        sum(_part(by_layer, f"{part}.{i}") for part in EXIT_PARTS) for i in range(len(model.gates))
+    ]
 
 
 def _part(by_layer: dict[str, int], name: str) -> int:

@@ -1,6 +1,6 @@
 """Plain torch modules that are rebuilt from data: `arch` names the class, `config` its keywords."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,14 +34,22 @@ def build(arch: str, config: Mapping[str, Any]) -> nn.Module:
         ) from err
 
 
-def infer(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
+def infer(
+    state: Mapping[str, Tensor], *, exits: Sequence[int] | None = None
+) -> tuple[str, dict[str, Any]]:
     """Find the architecture and the configuration that the tensors of a state_dict belong to.
+
+    Args:
+        state: tensors by name.
+        exits: blocks behind which the exits of a GFNet stand, where it has some; names and shapes
+            do not tell them.
 
     Raises:
         UnsupportedModelError: no registered architecture has these names and shapes.
     """
     for arch, cls in ARCHITECTURES.items():
-        config = cls.infer_config(state)
+        hints = {"exits": exits} if cls is GFNetDynn else {}
+        config = cls.infer_config(state, **hints)
         if config is not None:
             return arch, config
     names = ", ".join(list(state)[:3])

@@ -21,7 +21,15 @@ from compress.errors import UnsupportedModelError, UserInputError
 from compress.models.gfnet import GFNet, initialised
 from compress.models.gfnet_layout import infer_gfnet_config, numbered
 
-__all__ = ["GATE_FEATURES", "GFNetDynn", "Gate", "check_thresholds", "gate_features", "with_exits"]
+__all__ = [
+    "GATE_FEATURES",
+    "GFNetDynn",
+    "Gate",
+    "check_exit_positions",
+    "check_thresholds",
+    "gate_features",
+    "with_exits",
+]
 
 GATE_FEATURES = ("p_max", "entropy", "margin", "pow_entropy")
 # exp(-1e4) is 0 in every float type and 0 * -1e4 is 0, where 0 * -inf would be NaN.
@@ -48,7 +56,7 @@ class GFNetDynn(GFNet):
     ) -> None:
         super().__init__(**config)
         both = self.config["distilled"] if exit_dist_heads is None else exit_dist_heads
-        _check_exits(exits, len(self.blocks))
+        check_exit_positions(exits, len(self.blocks))
         _check_heads(self.config, both)
         self.config = {**self.config, "exits": list(exits), "exit_dist_heads": both}
         self.intermediate_heads = nn.ModuleList(_head(self.config) for _ in exits)
@@ -236,11 +244,8 @@ def check_thresholds(thresholds: float | Sequence[float], exits: int) -> list[fl
     return bars
 
 
-def _head(config: Mapping[str, Any]) -> nn.Linear:
-    return initialised(nn.Linear(config["width"], config["num_classes"]))
-
-
-def _check_exits(exits: Sequence[int], depth: int) -> None:
+def check_exit_positions(exits: Sequence[int], depth: int) -> None:
+    """Raise UserInputError unless exits can stand behind these blocks of a network of `depth`."""
     wanted = f"expected different block indices from 0 to {depth - 2}, ascending"
     positions = list(exits)
     if not positions:
@@ -256,6 +261,10 @@ def _check_exits(exits: Sequence[int], depth: int) -> None:
         raise UserInputError(f"exit positions {positions} repeat themselves; {wanted}")
     if positions != sorted(positions):
         raise UserInputError(f"exit positions {positions} are out of order; {wanted}")
+
+
+def _head(config: Mapping[str, Any]) -> nn.Linear:
+    return initialised(nn.Linear(config["width"], config["num_classes"]))
 
 
 def _check_heads(config: Mapping[str, Any], both: bool) -> None:

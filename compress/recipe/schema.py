@@ -88,6 +88,7 @@ class SlimStepOptions(StepOptions):
     round_to: Annotated[int, Field(ge=1)] = 8
     min_channels: Annotated[int, Field(ge=1)] = 8
     ignore: list[str] = []
+    groups: list[str] = []
     absorb: bool = True
 
 

@@ -14,6 +14,7 @@ from compress.errors import UserInputError
 from compress.export.onnx_file import onnx_from_module
 from compress.files import sha256_of, write_json, write_text
 from compress.models import build
+from compress.models.channel_kinds import resolve_kinds, with_scales
 from compress.recipe.engine import Context, Work
 from compress.recipe.schema import Recipe
 from compress.recipe.table import compare_networks, table_text
@@ -114,6 +115,7 @@ def _slim(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> 
             min_channels=options["min_channels"],
             ignore=tuple(options["ignore"]),
             absorb=options["absorb"],
+            groups=tuple(options["groups"]),
         ),
         output=context.folder / "slim.pth",
         force=True,  # what an interrupted run of this task left
@@ -123,15 +125,17 @@ def _slim(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> 
         seed=recipe.seed,
     )
     (report,) = slim_checkpoint(job)
-    threshold = report.result.selection.threshold
-    save_gamma_histogram(load(job.checkpoint), context.folder / "gamma.svg", threshold=threshold)
-    write_json(context.folder / "slim.report.json", _portable(report.to_dict()))
+    told = report.to_dict()
+    write_json(context.folder / "slim.report.json", _portable(told))
+    original = load(job.checkpoint)
+    scaled = with_scales(original, resolve_kinds(original, options["groups"]))
+    save_gamma_histogram(scaled, context.folder / "gamma.svg", threshold=told["threshold"])
     return {
         "checkpoint": "slim.pth",
         "ratio": options["ratio"],
-        "true_pruned_ratio": report.result.selection.true_pruned_ratio,
-        "threshold": threshold,
-        "absorption": asdict(report.absorption),
+        "true_pruned_ratio": told["true_pruned_ratio"],
+        "threshold": told["threshold"],
+        "absorption": told["absorption"],
         "test": _test_accuracy(report.result.model, data, progress),
     }
 

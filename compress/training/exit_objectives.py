@@ -116,9 +116,9 @@ def exit_probabilities(gates: Tensor) -> Tensor:
     P_l = max(0, min(g_l, 1 - Σ_{j<l} g_j)) and what is left for the final head; rows sum to 1.
 
     JEI-DNN's hard rule leaves at the first exit whose conditional probability
-    c_l = P_l / (1 - Σ_{j<l} P_j) is at least 0.5. Here, as in the deployed networks, an image leaves
-    at the first exit with g_l >= threshold; for the first exit the two agree at threshold 0.5, later
-    ones fire no later under JEI-DNN's.
+    c_l = P_l / (1 - Σ_{j<l} P_j) is at least 0.5. Here, as in the deployed networks, an image
+    leaves at the first exit with g_l >= threshold. At threshold 0.5 the first exit decides alike
+    under both; a later one fires under JEI-DNN's rule wherever it fires under this one.
 
     >>> exit_probabilities(torch.tensor([[0.0, 0.0, 0.0]]))
     tensor([[0.5000, 0.5000, 0.0000, 0.0000]])
@@ -164,7 +164,7 @@ def best_exits(losses: Tensor, cost_shares: Tensor, cost_lambda: float) -> Tenso
 
 
 def gate_targets(best: Tensor, exits: int) -> Tensor:
-    """Return t_l = 1[l >= l*] (B, exits) of the best exits (B,); all 0 where it is the final head."""
+    """Return t_l = 1[l >= l*] (B, exits) of the best exits (B,); all 0 for the final head."""
     return (torch.arange(exits, device=best.device) >= best.unsqueeze(1)).float()
 
 

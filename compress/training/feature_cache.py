@@ -165,7 +165,7 @@ def tensors_sha256(state: Mapping[str, Tensor]) -> str:
     for name, tensor in sorted(state.items()):
         content = tensor.detach().cpu().contiguous().numpy()
         digest.update(f"{name} {content.dtype} {content.shape}".encode())
-        digest.update(hashlib.sha256(content).digest())
+        digest.update(hashlib.sha256(content.data).digest())
     return digest.hexdigest()
 
 
@@ -266,7 +266,7 @@ def _shape_of_one(model: GFNetDynn) -> tuple[int, ...]:
 
 
 def _sha256(rows: Features) -> str:
-    return hashlib.sha256(np.ascontiguousarray(rows)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(rows).data).hexdigest()
 
 
 def _digest(*parts: str) -> str:
@@ -278,7 +278,7 @@ def _locked(folder: Path) -> Iterator[None]:
     """Keep other processes off the folder; they find the features done when their turn comes."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        lock = open(Path(folder) / ".lock", "w")
+        lock = open(Path(folder) / ".lock", "w")  # noqa: SIM115 - closed below, errors told here
     except OSError as err:
         raise UserInputError(
             f"the cache folder {folder} cannot be written ({err.strerror}); give another one"

@@ -3,7 +3,7 @@
 The door `python -m compress.finetune` and the recipes call the same function.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any

@@ -35,7 +35,7 @@ __all__ = [
     "preset_config",
 ]
 
-WARM_UP_SHARE = 0.1  # of a run, at most
+SHORTEST_RUN = 10  # in lengths of the warm-up
 
 # What each single name of an augmentation switches on, for images of a side in pixels.
 AUGMENTATIONS: dict[str, Callable[[int], dict[str, Any]]] = {
@@ -162,7 +162,7 @@ def _following(preset: TrainingPreset, settings: Mapping[str, Any]) -> dict[str,
     if "min_lr" in settings:
         following["min_lr"] = min(settings["min_lr"], settings["lr"])
     if "warmup_epochs" in settings:
-        following["warmup_epochs"] = min(settings["warmup_epochs"], WARM_UP_SHARE * epochs)
+        following["warmup_epochs"] = min(settings["warmup_epochs"], epochs / SHORTEST_RUN)
     if preset.drops_at:
         drops = {max(1, round(epochs * share)) for share in preset.drops_at}
         following["milestones"] = tuple(sorted(drops))

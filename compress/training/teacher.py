@@ -184,8 +184,8 @@ def _check_logits(teacher: Teacher, data: ImageData) -> None:
         logits = teacher(image)
     except Exception as err:  # whatever the layers raise for a size that they cannot take
         raise UserInputError(
-            f"the teacher {name} does not take images of {tuple(image.shape[1:])} ({err}); expected "
-            "a teacher for the image size of the data"
+            f"the teacher {name} does not take images of {tuple(image.shape[1:])} ({err}); "
+            "expected a teacher for the image size of the data"
         ) from err
     if logits.shape[1] != len(data.classes):
         raise UserInputError(

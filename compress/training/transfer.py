@@ -38,16 +38,16 @@ def transferred(
             size for a GFNet whose filters lost frequencies.
         UserInputError: the patch size does not divide the image size.
     """
-    if image_size is not None and isinstance(model, GFNet):
-        if model.config["image_size"] != [image_size, image_size]:
-            model = resized(model, image_size)
+    if isinstance(model, GFNet) and image_size is not None:
+        same = model.config["image_size"] == [image_size, image_size]
+        model = model if same else resized(model, image_size)
     if num_classes is None:
         return model
     arch, config = getattr(model, "arch", None), getattr(model, "config", {})
     if arch not in ARCHITECTURES:
         raise UnsupportedModelError(
             f"{type(model).__name__} is not of compress.models, so which layer is its head is not "
-            "known; give a function that builds it for the classes of the data (--model)"
+            "known; expected a checkpoint with as many classes as the data"
         )
     return model if config["num_classes"] == num_classes else _with_new_heads(model, num_classes)
 

@@ -1,0 +1,103 @@
+"""Evaluate a checkpoint: accuracy; with early exits, thresholds, exit rates and calibration."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from compress.cli import HelpFormatter, add_common_options, print_json, run_door
+from compress.errors import UserInputError
+
+__all__ = ["main"]
+
+EPILOG = """examples:
+  python -m compress.evaluate --data digits vgg.pth
+  python -m compress.evaluate --data cifar10:data --sweep 0.2:0.95:0.05 gfnet_dynn.pth
+  python -m compress.evaluate --data cifar10:data --exits 7,8,9 --threshold 0.8 -o figures dynn.pth
+
+the network runs once over the data; thresholds and subsets of exits are computed from that pass,
+which --replay FILE keeps for the next time
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m compress.evaluate",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=HelpFormatter,
+    )
+    add = parser.add_argument
+    add("checkpoint", type=Path, help=".pth, .pt or .safetensors file")
+    add("--data", required=True, metavar="SPEC", help="digits, cifar10:DIR or folder:DIR")
+    add("--split", default="test", help="train, validation, calibration or test")
+    add("--sweep", metavar="FIRST:LAST:STEP", help="thresholds to try, such as 0.2:0.95:0.05")
+    add("--exits", metavar="BLOCKS", help="blocks whose exits are deployed, such as 7,8,9 (all)")
+    words = "deploy at this threshold, or at one for each exit, such as 0.8,0.7,0.9"
+    add("--threshold", metavar="T", help=words)
+    words = "blocks behind which the heads of a foreign checkpoint stand, such as 7,8,9"
+    add("--head-positions", metavar="BLOCKS", help=words)
+    add("--replay", type=Path, metavar="FILE", help="keep the pass over the data in this .npz file")
+    add("-o", "--output", type=Path, metavar="DIR", help="folder for figures")
+    words = "side in pixels (the one that the network was trained at)"
+    add("--image-size", type=int, metavar="PIXELS", help=words)
+    words = "images at a time; 1 takes the very decisions of the early return"
+    add("--batch-size", type=int, default=128, metavar="N", help=words)
+    add("--device", default="cpu", help="such as cpu or cuda")
+    add("--seed", type=int, default=0, help="of the split of the data")
+    add("--model", metavar="MODULE:FACTORY", help="function that builds a network of your own")
+    add("--unsafe-pickle", action="store_true", help="read pickled modules; runs the file's code")
+    add_common_options(parser)
+    return parser
+
+
+def _work(options: argparse.Namespace) -> int:
+    exits, heads = (_numbers(options, name, int) for name in ("exits", "head_positions"))
+    thresholds = _numbers(options, "threshold", float)
+    from compress.exits.evaluation import EvaluateJob, evaluate_checkpoint
+    from compress.training.processes import resolve_device
+
+    evaluation = evaluate_checkpoint(
+        EvaluateJob(
+            checkpoint=options.checkpoint,
+            data=options.data,
+            split=options.split,
+            sweep=options.sweep,
+            exits=exits,
+            thresholds=thresholds,
+            head_positions=heads,
+            replay=options.replay,
+            output=options.output,
+            image_size=options.image_size,
+            batch_size=options.batch_size,
+            device=str(resolve_device(options.device)),
+            factory=options.model,
+            unsafe_pickle=options.unsafe_pickle,
+            seed=options.seed,
+            progress=not options.quiet,
+        )
+    )
+    if options.json:
+        print_json(evaluation.to_dict())
+    else:
+        print(evaluation.to_text())
+    return 0
+
+
+def _numbers(options: argparse.Namespace, name: str, kind: type) -> tuple | None:
+    text = getattr(options, name)
+    if text is None:
+        return None
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError as err:
+        flag = "--" + name.replace("_", "-")
+        raise UserInputError(f"{flag} is {text!r}; expected numbers, such as 7,8,9") from err
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the door; return its exit code."""
+    return run_door(_parser(), _work, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""Figures at a threshold, and over many: counts first, so that everything adds up exactly."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compress.errors import UserInputError
+from compress.exits.replay import ReplayTable, decide
+
+__all__ = ["ExitReport", "evaluate_at", "parse_sweep", "sweep"]
+
+MAX_STEPS = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExitReport:
+    """What a network does at given thresholds.
+
+    Attributes:
+        positions: blocks behind which images can leave, the last block (the final head) last.
+        thresholds: one for each exit but the final head.
+        depth: blocks of the network.
+        counts: images that leave at each exit.
+        correct: how many of these are classified rightly.
+        correct5: how many have their class among the five largest logits.
+        loss_sum: cross entropy over all images, nats.
+        macs_sum: multiply-adds over all images.
+        full_macs: multiply-adds of one image through the whole network without exits.
+    """
+
+    positions: tuple[int, ...]
+    thresholds: tuple[float, ...]
+    depth: int
+    counts: tuple[int, ...]
+    correct: tuple[int, ...]
+    correct5: int
+    loss_sum: float
+    macs_sum: int
+    full_macs: int
+
+    @property
+    def images(self) -> int:
+        """How many images there are."""
+        return sum(self.counts)
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Share of the images that leave at each exit, in per cent."""
+        return tuple(100.0 * count / self.images for count in self.counts)
+
+    @property
+    def accuracies(self) -> tuple[float | None, ...]:
+        """Accuracy of the images that leave at each exit, in per cent; None where none does."""
+        pairs = zip(self.correct, self.counts, strict=True)
+        return tuple(100.0 * right / count if count else None for right, count in pairs)
+
+    @property
+    def acc1(self) -> float:
+        """Accuracy over all images, in per cent."""
+        return 100.0 * sum(self.correct) / self.images
+
+    @property
+    def acc5(self) -> float:
+        """Share of images whose class is among the five largest logits, in per cent."""
+        return 100.0 * self.correct5 / self.images
+
+    @property
+    def loss(self) -> float:
+        """Mean cross entropy, nats."""
+        return self.loss_sum / self.images
+
+    @property
+    def expected_macs(self) -> float:
+        """Multiply-adds of an image on average."""
+        return self.macs_sum / self.images
+
+    @property
+    def macs_share(self) -> float:
+        """Expected multiply-adds over those of the whole network without exits."""
+        return self.expected_macs / self.full_macs
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as JSON values."""
+        return {
+            "positions": list(self.positions),
+            "thresholds": list(self.thresholds),
+            "counts": list(self.counts),
+            "correct": list(self.correct),
+            "rates": list(self.rates),
+            "accuracies": list(self.accuracies),
+            "images": self.images,
+            "acc1": self.acc1,
+            "acc5": self.acc5,
+            "loss": self.loss,
+            "expected_macs": self.expected_macs,
+            "macs_share": self.macs_share,
+        }
+
+
+def evaluate_at(
+    table: ReplayTable,
+    thresholds: float | Sequence[float],
+    *,
+    positions: Sequence[int] | None = None,
+) -> ExitReport:
+    """Return what the network does at these thresholds.
+
+    Args:
+        table: of the images.
+        thresholds: one for all exits, or one for each, in [0, 1].
+        positions: blocks whose exits are used; all by default. The others cost nothing.
+
+    Raises:
+        UserInputError: a position or a threshold does not fit.
+    """
+    exits = table.subset(positions)
+    taken = decide(table, thresholds, exits=exits)
+    logits = table.logits[np.arange(len(table)), taken]  # (N, K)
+    right = logits.argmax(axis=1) == table.labels
+    places = [*exits.tolist(), table.exits]
+    macs = table.macs_of(exits)
+    bars = [thresholds] * len(exits) if isinstance(thresholds, int | float) else thresholds
+    none = np.array([], dtype=np.int64)
+    return ExitReport(
+        positions=(*(table.positions[i] for i in exits), table.depth - 1),
+        thresholds=tuple(float(bar) for bar in bars),
+        depth=table.depth,
+        counts=tuple(int((taken == place).sum()) for place in places),
+        correct=tuple(int(right[taken == place].sum()) for place in places),
+        correct5=_correct5(logits, table.labels),
+        loss_sum=_cross_entropy_sum(logits, table.labels),
+        macs_sum=int(macs[taken].sum()),
+        full_macs=int(table.macs_of(none)[-1]),
+    )
+
+
+def sweep(
+    table: ReplayTable, values: Sequence[float], *, positions: Sequence[int] | None = None
+) -> list[ExitReport]:
+    """Return what the network does at each of these thresholds, the same for all exits."""
+    return [evaluate_at(table, value, positions=positions) for value in values]
+
+
+def parse_sweep(text: str) -> list[float]:
+    """Return the thresholds of "first:last:step", both ends included, in decimal arithmetic.
+
+    >>> parse_sweep("0.2:0.4:0.1")
+    [0.2, 0.3, 0.4]
+
+    Raises:
+        UserInputError: it has another form, or a threshold is outside [0, 1].
+    """
+    try:
+        first, last, step = (Decimal(part) for part in text.split(":"))
+        steps = int((last - first) / step) if step > 0 else -1
+    except (ValueError, InvalidOperation, OverflowError) as err:
+        raise UserInputError(f"--sweep is {text!r}; expected FIRST:LAST:STEP") from err
+    if not (0 <= first <= last <= 1) or not 0 <= steps < MAX_STEPS:
+        raise UserInputError(
+            f"--sweep is {text!r}; expected 0 <= FIRST <= LAST <= 1 and a STEP above 0 that gives "
+            f"at most {MAX_STEPS} thresholds"
+        )
+    return [float(first + i * step) for i in range(steps + 1)]
+
+
+def _correct5(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> int:
+    largest = min(5, logits.shape[1])
+    top = np.argpartition(-logits, largest - 1, axis=1)[:, :largest]
+    return int((top == labels[:, None]).any(axis=1).sum())
+
+
+def _cross_entropy_sum(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    wide = logits.astype(np.float64)
+    wide -= wide.max(axis=1, keepdims=True)
+    log_sum = np.log(np.exp(wide).sum(axis=1))
+    return float((log_sum - wide[np.arange(len(labels)), labels]).sum())

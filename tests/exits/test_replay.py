@@ -1,0 +1,128 @@
+import numpy as np
+import pytest
+import torch
+
+from compress.data.spec import load_data
+from compress.errors import UserInputError
+from compress.exits.replay import decide, fill_replay, load_replay, save_replay
+from compress.models.early_exit import GFNetDynn
+from compress.training.accuracy import evaluate_accuracy
+from tests.exits.tables import SOURCE, random_table
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits", image_size=16)
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    model = GFNetDynn(
+        exits=[0, 1, 2], image_size=16, patch_size=4, width=16, depth=4, num_classes=10
+    )
+    for head, gate in zip(model.intermediate_heads, model.gates, strict=True):
+        head.weight.data.normal_(0, 1)
+        gate.linear.weight.data = torch.tensor([[8.0, 0.0, 0.0, 0.0]])
+        gate.linear.bias.data.fill_(-4.0)  # scores on both sides of 1/2, by the largest p
+    return model.eval()
+
+
+def fill(network, split, digits, batch_size):
+    return fill_replay(
+        network, split, digits.normalize, SOURCE, batch_size=batch_size, progress=False
+    )
+
+
+class First:
+    """The first images of a split."""
+
+    def __init__(self, split, count: int) -> None:
+        self.split, self.labels = split, split.labels[:count]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, batch_size: int):
+        for start in range(0, len(self), batch_size):
+            indices = torch.arange(start, min(start + batch_size, len(self)))
+            yield self.split.images(indices), self.labels[indices]
+
+
+def test_the_early_return_takes_the_very_decisions_of_the_table(network, digits):
+    split = First(digits.splits["test"], 100)
+    table = fill(network, split, digits, batch_size=1)
+    scores = np.sort(table.scores.ravel())
+    # Thresholds that lie exactly on scores are the hardest: >= must hold there too.
+    for bar in [0.5, float(scores[150]), float(scores[200]), float(scores[250])]:
+        taken = decide(table, bar)
+        assert len(set(taken.tolist())) > 1
+        for n, (image, _) in enumerate(split.batches(1)):
+            logits, number = network.forward_early(digits.normalize(image), bar)
+            assert number == taken[n]
+            assert torch.equal(logits[0], torch.from_numpy(table.logits[n, number]))
+
+
+def test_batches_differ_only_where_a_score_touches_the_threshold(network, digits):
+    split = First(digits.splits["test"], 100)
+    one, many = (fill(network, split, digits, batch_size=size) for size in (1, 64))
+    np.testing.assert_allclose(many.scores, one.scores, atol=1e-5)
+    np.testing.assert_allclose(many.logits, one.logits, atol=1e-4)
+    near = (np.abs(one.scores - 0.5) < 1e-5).any(axis=1)
+    assert (decide(one, 0.5) == decide(many, 0.5))[~near].all()
+
+
+def test_the_last_exit_is_the_whole_network(network, digits):
+    table = fill(network, digits.splits["validation"], digits, batch_size=64)
+    found = evaluate_accuracy(
+        network, digits.splits["validation"], digits.normalize, progress=False
+    )
+    assert table.correct[:, -1].sum() == found.correct
+
+
+def test_costs_of_a_subset_leave_out_the_other_exits(network, digits):
+    table = fill(network, First(digits.splits["test"], 4), digits, batch_size=4)
+    alone = table.macs_of(np.array([1]))
+    head_and_gate = 16 * 10 + 4
+    assert table.check_macs.tolist() == [head_and_gate] * 3
+    assert alone[1] == table.macs[1] - head_and_gate
+    assert alone[-1] == table.macs[-1] - 2 * head_and_gate
+
+
+def test_round_trip(tmp_path):
+    table = random_table(20, 3, 5, 0)
+    save_replay(table, tmp_path / "t.npz")
+    found = load_replay(tmp_path / "t.npz")
+    for name in ("logits", "scores", "labels", "macs", "check_macs"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(table, name))
+    assert (found.positions, found.depth, found.source) == (table.positions, 4, table.source)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "pickle", "labels", "shape", "type", "order"])
+def test_damaged_tables(tmp_path, damage):
+    path = tmp_path / "t.npz"
+    table = random_table(20, 3, 5, 0)
+    save_replay(table, path)
+    if damage == "truncate":
+        path.write_bytes(path.read_bytes()[:-50])
+    else:
+        with np.load(path) as file:
+            content = dict(file)
+        if damage == "pickle":
+            content["labels"] = np.array([print] * 20, dtype=object)
+        elif damage == "labels":
+            content["labels"] = content["labels"] + 5
+        elif damage == "shape":
+            content["scores"] = content["scores"][:-1]
+        elif damage == "type":
+            content["logits"] = content["logits"].astype(np.float64)
+        else:
+            content["macs"] = content["macs"][::-1]
+        np.savez(path, **content)
+    with pytest.raises(UserInputError, match=r"t\.npz (cannot be read|does not fit together)"):
+        load_replay(path)
+
+
+def test_an_empty_split(network, digits):
+    with pytest.raises(UserInputError, match="split of made up is empty"):
+        fill(network, First(digits.splits["test"], 0), digits, batch_size=4)
