@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _work(options: argparse.Namespace) -> int:
-    from compress.recipe.run import read_table, run_recipe
+    from compress.recipe.run import read_tables, run_recipe
     from compress.recipe.schema import read_recipe
 
     overrides = [*options.overrides, *([f"data={options.data}"] if options.data else [])]
@@ -57,11 +57,12 @@ def _work(options: argparse.Namespace) -> int:
         print_json({"recipe": recipe.name, "output": str(run_dir), "plan": plan})
         return 0
     outcomes = run_recipe(recipe, run_dir, fresh=options.fresh, progress=not options.quiet)
-    table = read_table(outcomes)
+    tables = read_tables(outcomes)
     if options.json:
-        print_json({"recipe": recipe.name, "output": str(run_dir), "table": table.content})
+        found = {name: table.content for name, table in tables.items()}
+        print_json({"recipe": recipe.name, "output": str(run_dir), "tables": found})
     else:
-        print(table.text)
+        print("\n\n".join(table.text for table in tables.values()))
         print(f"results: {run_dir}")
     return 0
 

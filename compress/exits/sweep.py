@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from compress.errors import UserInputError
 from compress.exits.replay import ReplayTable, decide
 
-__all__ = ["ExitReport", "evaluate_at", "parse_sweep", "sweep"]
+__all__ = ["ExitReport", "choose_threshold", "evaluate_at", "parse_sweep", "sweep"]
 
 MAX_STEPS = 10_000
 
@@ -143,6 +143,24 @@ def sweep(
 ) -> list[ExitReport]:
     """Return what the network does at each of these thresholds, the same for all exits."""
     return [evaluate_at(table, value, positions=positions) for value in values]
+
+
+def choose_threshold(table: ReplayTable, values: Sequence[float], *, max_drop: float) -> float:
+    """Return the threshold that costs least and loses at most `max_drop` points of accuracy.
+
+    Args:
+        table: of the calibration split; a threshold chosen on test data would flatter itself.
+        values: thresholds to choose from, the same for all exits.
+        max_drop: points below the accuracy of the whole network, at least 0.
+
+    Returns:
+        The cheapest such threshold; where none keeps the accuracy, 1, at which hardly any gate
+        fires.
+    """
+    whole = 100.0 * float(table.correct[:, -1].mean())
+    fit = [r for r in sweep(table, values) if r.acc1 >= whole - max_drop - 1e-9]
+    best = min(fit, key=lambda report: (report.macs_sum, -report.acc1), default=None)
+    return 1.0 if best is None else best.thresholds[0]
 
 
 def parse_sweep(text: str) -> list[float]:

@@ -10,6 +10,7 @@ from compress.recipe.schema import Recipe, Step
 __all__ = ["BASELINE", "Task", "plan_tasks"]
 
 BASELINE = "baseline"  # the network that `train` makes; what the others are compared with
+DISTILLED = "distilled"  # the one that `distil` makes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +108,25 @@ def _finetune(chain: _Chain, step: Step) -> None:
         chain.add(step, f"finetune/{_folder(network)}", needs=(source,), network=network)
 
 
+def _distil(chain: _Chain, step: Step) -> None:
+    chain.add(step, "distil", needs=(chain.newest[BASELINE],), network=DISTILLED)
+
+
+def _exits(chain: _Chain, step: Step) -> None:
+    for network, source in list(chain.newest.items()):
+        name = "dynn" if network == BASELINE else f"{network} dynn"
+        chain.add(step, f"exits/{_folder(name)}", needs=(source,), network=name)
+
+
+def _evaluate(chain: _Chain, step: Step) -> None:
+    dynamic = {network: task for network, task in chain.newest.items() if "dynn" in network}
+    if not dynamic:
+        raise UserInputError("step 'evaluate' has no early exits; expected `exits` before it")
+    for network, source in dynamic.items():
+        place = f"evaluate/{_folder(network)}"
+        chain.add(step, place, needs=(source,), network=network, makes_checkpoint=False)
+
+
 def _export(chain: _Chain, step: Step) -> None:
     for network, source in list(chain.newest.items()):
         place = f"export/{_folder(network)}"
@@ -131,6 +151,9 @@ _UNROLL: dict[str, Callable[[_Chain, Step], None]] = {
     "train": _train,
     "slim": _slim,
     "finetune": _finetune,
+    "distil": _distil,
+    "exits": _exits,
+    "evaluate": _evaluate,
     "export": _export,
     "compare": _compare,
 }

@@ -13,15 +13,15 @@ from compress.recipe.plan import plan_tasks
 from compress.recipe.schema import Recipe
 from compress.recipe.tasks import work_of
 
-__all__ = ["Table", "read_table", "run_recipe"]
+__all__ = ["Table", "read_tables", "run_recipe"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """The last step's table, as text and as JSON values; empty for a recipe without one."""
+    """What a `compare` step ended with, as text and as JSON values."""
 
     text: str
-    content: dict[str, Any] | None
+    content: dict[str, Any]
 
 
 def run_recipe(
@@ -40,11 +40,14 @@ def run_recipe(
     return run_tasks(tasks, work, run_dir, identity=identity, fresh=fresh)
 
 
-def read_table(outcomes: Mapping[str, Outcome]) -> Table:
-    """Return the table of a run."""
-    outcome = outcomes.get("compare")
-    if outcome is None:
-        return Table(text="the recipe has no `compare` step, so there is no table", content=None)
-    path = outcome.path("table")
-    content = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    return Table(text=path.read_text(encoding="utf-8").rstrip("\n"), content=content)
+def read_tables(outcomes: Mapping[str, Outcome]) -> dict[str, Table]:
+    """Return the tables of a run, by the name of their task, in the order of the recipe."""
+    tables = {}
+    for name, outcome in outcomes.items():
+        if outcome.task.kind == "compare":
+            path = outcome.path("table")
+            tables[name] = Table(
+                text=path.read_text(encoding="utf-8").rstrip("\n"),
+                content=json.loads(path.with_suffix(".json").read_text(encoding="utf-8")),
+            )
+    return tables

@@ -5,15 +5,25 @@ import difflib
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from compress.data.augment import AugmentConfig
 from compress.errors import UserInputError
+from compress.exits.sweep import parse_sweep
 from compress.files import check_readable
 from compress.training.config import TrainingConfig
+from compress.training.exit_config import ExitTrainingConfig
 
 __all__ = ["Recipe", "Step", "read_recipe"]
 
@@ -43,12 +53,14 @@ def _fields_of(config: type, *, without: Sequence[str] = ()) -> dict[str, Any]:
 
 
 class TrainingStepOptions(StepOptions):
-    """Options of a step that trains; the fields are those of `TrainingConfig`, and `augment`."""
+    """Options of a step that trains; the fields are those of its settings, and `augment`."""
+
+    settings: ClassVar[type[TrainingConfig]] = TrainingConfig
 
     @model_validator(mode="after")
     def _settings_are_in_range(self) -> "TrainingStepOptions":
-        names = {field.name for field in dataclasses.fields(TrainingConfig)} - {"seed"}
-        TrainingConfig(**{name: getattr(self, name) for name in names})
+        names = {field.name for field in dataclasses.fields(self.settings)} - {"seed"}
+        self.settings(**{name: getattr(self, name) for name in names})
         augment = self.augment.model_dump()  # type: ignore[attr-defined]
         AugmentConfig(**augment)
         return self
@@ -66,19 +78,23 @@ TrainingOptions: Any = create_model(
 
 
 class TrainOptions(TrainingOptions):
-    """Train a network from scratch.
+    """Train a network from scratch: the baseline of the chain.
 
     `model` names a registered architecture under `arch`, its keywords beside it; the number of
-    classes comes from the data.
+    classes and the image size come from the data.
     """
 
     model: dict[str, Any]
 
-    @model_validator(mode="after")
-    def _model_names_an_architecture(self) -> "TrainOptions":
-        if not isinstance(self.model.get("arch"), str):
+    @field_validator("model")
+    @classmethod
+    def _names_an_architecture(cls, model: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(model.get("arch"), str):
             raise ValueError("model needs `arch`, the name of an architecture")
-        return self
+        for name in ("num_classes", "image_size"):
+            if name in model:
+                raise ValueError(f"leave out {name!r}, which comes from the data")
+        return model
 
 
 class SlimStepOptions(StepOptions):
@@ -94,6 +110,47 @@ class SlimStepOptions(StepOptions):
 
 class FinetuneOptions(TrainingOptions):
     """Train every slimmed network further."""
+
+
+class DistilOptions(TrainOptions):
+    """Train another network from scratch, taught by the baseline."""
+
+    kind: Literal["soft", "hard"] = "soft"
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+    temperature: Annotated[float, Field(gt=0)] = 3.0
+
+
+ExitTrainingOptions: Any = create_model(
+    "ExitTrainingOptions",
+    __base__=TrainingStepOptions,
+    augment=(Augmentation, Augmentation()),
+    **_fields_of(ExitTrainingConfig, without=["seed"]),
+)
+
+
+class ExitsOptions(ExitTrainingOptions):
+    """Give every network of the chain early exits behind the blocks `positions`, and train them."""
+
+    settings: ClassVar[type[TrainingConfig]] = ExitTrainingConfig
+
+    positions: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+
+class EvaluateOptions(StepOptions):
+    """Choose one threshold per dynamic network on calibration data, and report on test data.
+
+    The threshold of `sweep` with the least expected multiply-adds whose accuracy on the calibration
+    split is at most `max_drop` points below the whole network's.
+    """
+
+    sweep: str = "0.3:0.95:0.05"
+    max_drop: Annotated[float, Field(ge=0)] = 0.5
+
+    @field_validator("sweep")
+    @classmethod
+    def _is_a_sweep(cls, sweep: str) -> str:
+        parse_sweep(sweep)
+        return sweep
 
 
 class ExportOptions(StepOptions):
@@ -112,6 +169,9 @@ STEP_OPTIONS: dict[str, type[StepOptions]] = {
     "train": TrainOptions,
     "slim": SlimStepOptions,
     "finetune": FinetuneOptions,
+    "distil": DistilOptions,
+    "exits": ExitsOptions,
+    "evaluate": EvaluateOptions,
     "export": ExportOptions,
     "compare": CompareOptions,
 }

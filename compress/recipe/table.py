@@ -1,27 +1,37 @@
-"""The table that a chain of slimming ends with: every network's size, accuracy and latency."""
+"""The table that a chain ends with: every network's size, accuracy, multiply-adds and latency.
 
+A chain that slims gets one row per ratio; any other gets one per network, as the published logs of
+early-exit networks end. A network with exits is timed as it is used: image by image, each leaving
+where its gate says, and what is told is the mean.
+"""
+
+import itertools
+from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress.checkpoint import load
 from compress.export.onnx_file import onnx_session, session_runner
 from compress.measure.latency import Subject, measure_latency
 from compress.measure.macs import count
 from compress.measure.versions import hardware, versions
+from compress.models.early_exit import GFNetDynn
 from compress.recipe.engine import Context, Outcome
+from compress.recipe.plan import BASELINE
 
 __all__ = ["compare_networks", "table_text"]
 
 SCHEMA = "compress.comparison/1"
+Row = dict[str, Any]
 
 
-def compare_networks(context: Context, image: Tensor, *, seconds: float) -> dict[str, Any]:
+def compare_networks(context: Context, images: Tensor, *, seconds: float) -> dict[str, Any]:
     """Count all networks, and time them in turn, as torch modules and as ONNX files.
 
     Args:
         context: of a "compare" task, whose options name the networks and their tasks.
-        image: (1, C, H, W) float32, what is timed.
+        images: (N, C, H, W) float32, what is timed, one at a time.
         seconds: how long to time.
     """
     options = context.task.options
@@ -35,13 +45,13 @@ def compare_networks(context: Context, image: Tensor, *, seconds: float) -> dict
     }
     subjects: dict[str, Subject] = {}
     for network, model in models.items():
-        subjects[f"{network}/torch"] = (model, image)
+        subjects[f"{network}/torch"] = _torch_subject(model, images, outcomes[network])
         if "export" in outcomes[network]:
             session = onnx_session(outcomes[network]["export"].path("onnx"))
-            subjects[f"{network}/onnx"] = session_runner(session, image)
+            subjects[f"{network}/onnx"] = session_runner(session, images[:1])
     times = measure_latency(subjects, max_seconds=seconds)
-    shape = (image.shape[1], image.shape[2], image.shape[3])
-    rows = []
+    shape = (images.shape[1], images.shape[2], images.shape[3])
+    rows: list[Row] = []
     for network, model in models.items():
         counts = count(model, shape)
         latency = {
@@ -49,19 +59,25 @@ def compare_networks(context: Context, image: Tensor, *, seconds: float) -> dict
             for kind in ("torch", "onnx")
             if f"{network}/{kind}" in times
         }
-        row = {"network": network, "macs": counts.macs, "params": counts.params}
-        rows.append({**row, "latency_ms": latency, **_history(outcomes[network], outcomes)})
+        size = {"network": network, "macs": counts.macs, "params": counts.params}
+        rows.append({**size, "latency_ms": latency, **_history(outcomes[network], outcomes)})
     return {"schema": SCHEMA, "rows": rows, "versions": versions(), "hardware": hardware()}
 
 
-def _history(
-    own: dict[str, Outcome], all_outcomes: dict[str, dict[str, Outcome]]
-) -> dict[str, Any]:
+def _torch_subject(model: nn.Module, images: Tensor, own: dict[str, Outcome]) -> Subject:
+    if not isinstance(model, GFNetDynn) or "evaluate" not in own:
+        return model, images[:1]
+    threshold = own["evaluate"].figures["threshold"]
+    following = itertools.cycle(images.split(1))
+    return lambda: model.forward_early(next(following), threshold)
+
+
+def _history(own: dict[str, Outcome], all_outcomes: dict[str, dict[str, Outcome]]) -> Row:
     """What the tasks of one network said about it."""
-    trained = next(o["train"].figures for o in all_outcomes.values() if "train" in o)
+    trained = all_outcomes[BASELINE]["train"].figures
     slim = own["slim"].figures if "slim" in own else {}
     finetuned = own["finetune"].figures if "finetune" in own else {}
-    return {
+    row: Row = {
         "ratio": slim.get("ratio"),
         "true_pruned_ratio": slim.get("true_pruned_ratio"),
         "threshold": slim.get("threshold"),
@@ -70,45 +86,83 @@ def _history(
         "acc1_finetuned": finetuned.get("test", {}).get("acc1"),
         "test_images": trained["test"]["count"],
     }
-
-
-# Heading, and what stands below it for a row.
-_COLUMNS = (
-    ("ratio", lambda row: _number(row["ratio"], "g")),
-    ("true ratio", lambda row: _number(row["true_pruned_ratio"], ".4f")),
-    ("threshold", lambda row: _number(row["threshold"], ".3g")),
-    ("MACs", lambda row: f"{row['macs'] / 1e6:.2f} M"),
-    ("params", lambda row: f"{row['params'] / 1e3:.1f} k"),
-    ("acc before", lambda row: _number(row["acc1_before"], ".2f")),
-    ("slimmed", lambda row: _number(row["acc1_slimmed"], ".2f")),
-    ("fine-tuned", lambda row: _number(row["acc1_finetuned"], ".2f")),
-    ("torch ms", lambda row: _latency(row, "torch")),
-    ("ONNX ms", lambda row: _latency(row, "onnx")),
-)
-
-
-def table_text(table: dict[str, Any]) -> str:
-    """Return the table for a console: accuracy in per cent, latency as the median of batch 1."""
-    cells = [[heading for heading, _ in _COLUMNS]]
-    cells += [[cell(row) for _, cell in _COLUMNS] for row in table["rows"]]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(_COLUMNS))]
-    lines = [
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        for line in cells
-    ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    torch_latency = table["rows"][0]["latency_ms"]["torch"]
-    note = (
-        f"accuracy in % of {table['rows'][0]['test_images']} test images; latency: median of "
-        f"{torch_latency['iterations']} runs in turn, batch 1, {torch_latency['threads']} threads, "
-        f"{table['hardware']['cpu']}"
-    )
-    return "\n".join([*lines, note])
+    made_by = own.get("evaluate") or own.get("distil") or own.get("train")
+    if made_by is not None:
+        row["acc1"] = made_by.figures["test"]["acc1"]
+    if "evaluate" in own:
+        row["exit_threshold"] = own["evaluate"].figures["threshold"]
+        row["expected_macs"] = own["evaluate"].figures["test"]["expected_macs"]
+    return row
 
 
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _latency(row: dict[str, Any], kind: str) -> str:
-    return f"{row['latency_ms'][kind]['median']:.3f}" if kind in row["latency_ms"] else "-"
+def _macs(row: Row) -> float:
+    """Multiply-adds of an image, on average where it may leave early."""
+    return float(row["expected_macs"] if "expected_macs" in row else row["macs"])
+
+
+def _latency(row: Row, kind: str) -> str:
+    if kind not in row["latency_ms"]:
+        return "-"
+    statistic = "mean" if "expected_macs" in row else "median"
+    return f"{row['latency_ms'][kind][statistic]:.3f}"
+
+
+# Heading, and what stands below it for a row of the table.
+Column = tuple[str, Callable[[Row, Row], str]]
+SIZE: tuple[Column, ...] = (
+    ("MACs", lambda row, _: f"{_macs(row) / 1e6:.2f} M"),
+    ("params", lambda row, _: f"{row['params'] / 1e3:.1f} k"),
+)
+TIMES: tuple[Column, ...] = (
+    ("torch ms", lambda row, _: _latency(row, "torch")),
+    ("ONNX ms", lambda row, _: _latency(row, "onnx")),
+)
+SLIMMING: tuple[Column, ...] = (
+    ("ratio", lambda row, _: _number(row["ratio"], "g")),
+    ("true ratio", lambda row, _: _number(row["true_pruned_ratio"], ".4f")),
+    ("threshold", lambda row, _: _number(row["threshold"], ".3g")),
+    *SIZE,
+    ("acc before", lambda row, _: _number(row["acc1_before"], ".2f")),
+    ("slimmed", lambda row, _: _number(row["acc1_slimmed"], ".2f")),
+    ("fine-tuned", lambda row, _: _number(row["acc1_finetuned"], ".2f")),
+    *TIMES,
+)
+NETWORKS: tuple[Column, ...] = (
+    ("network", lambda row, _: row["network"]),
+    ("params", SIZE[1][1]),
+    ("acc@1", lambda row, _: _number(row.get("acc1"), ".2f")),
+    ("threshold", lambda row, _: _number(row.get("exit_threshold"), "g")),
+    ("MACs", SIZE[0][1]),
+    ("of base", lambda row, base: f"{_macs(row) / base['macs']:.1%}"),
+    TIMES[0],
+)
+
+
+def table_text(table: dict[str, Any]) -> str:
+    """Return the table for a console: accuracy in per cent, latency of one image."""
+    rows = table["rows"]
+    base = next(row for row in rows if row["network"] == BASELINE)
+    columns = SLIMMING if any(row["ratio"] is not None for row in rows) else NETWORKS
+    cells = [[heading for heading, _ in columns]]
+    cells += [[cell(row, base) for _, cell in columns] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    lines = [
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in cells
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join([*lines, _note(table, dynamic=any("expected_macs" in row for row in rows))])
+
+
+def _note(table: dict[str, Any], *, dynamic: bool) -> str:
+    latency = table["rows"][0]["latency_ms"]["torch"]
+    note = (
+        f"accuracy in % of {table['rows'][0]['test_images']} test images; latency: median of "
+        f"{latency['iterations']} runs in turn, batch 1, {latency['threads']} threads, "
+        f"{table['hardware']['cpu']}"
+    )
+    return note + "; with exits: expected MACs and mean latency of an image" if dynamic else note

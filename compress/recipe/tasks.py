@@ -1,20 +1,28 @@
 """The work of each kind of task: one library call, its files in the task's folder, its figures."""
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from compress.checkpoint import load
+from compress.checkpoint import load, read_checkpoint
 from compress.data.augment import Augment, AugmentConfig
 from compress.data.image_data import ImageData
 from compress.errors import UserInputError
+from compress.exits.calibration import calibrate, oracle
+from compress.exits.figures import save_exit_rates, save_tradeoff
+from compress.exits.log_text import deployment_block, sweep_block
+from compress.exits.replay import ReplayTable, Source, fill_replay, save_replay
+from compress.exits.sweep import choose_threshold, evaluate_at, parse_sweep, sweep
 from compress.export.onnx_file import onnx_from_module
 from compress.files import sha256_of, write_json, write_text
-from compress.models import build
 from compress.models.channel_kinds import resolve_kinds, with_scales
+from compress.models.early_exit import GFNetDynn, with_exits
+from compress.models.gfnet import GFNet
 from compress.recipe.engine import Context, Work
 from compress.recipe.schema import Recipe
 from compress.recipe.table import compare_networks, table_text
@@ -23,12 +31,19 @@ from compress.slimming.slim import SlimOptions
 from compress.slimming.sparsity import gamma_sparsity, save_gamma_histogram
 from compress.training.accuracy import evaluate_accuracy
 from compress.training.config import TrainingConfig
+from compress.training.distillation import distillation
+from compress.training.distillation_config import DistillationConfig
+from compress.training.exit_config import ExitTrainingConfig
+from compress.training.exit_training import train_exits
 from compress.training.loop import fit
-from compress.training.objectives import objective_of
+from compress.training.objectives import Objective, objective_of
+from compress.training.teacher import teacher_from
+from compress.training.transfer import build_student
 
 __all__ = ["work_of"]
 
 PARITY_IMAGES = 32
+TIMED_IMAGES = 128  # whose real exits decide how long an image takes on average
 
 
 def work_of(recipe: Recipe, data: ImageData, *, progress: bool = True) -> dict[str, Work]:
@@ -41,50 +56,62 @@ def work_of(recipe: Recipe, data: ImageData, *, progress: bool = True) -> dict[s
         "train": bound(_train),
         "slim": bound(_slim),
         "finetune": bound(_finetune),
+        "distil": bound(_distil),
+        "exits": bound(_exits),
+        "evaluate": bound(_evaluate),
         "export": bound(_export),
         "compare": bound(_compare),
     }
 
 
 def _train(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> dict[str, Any]:
+    return _fit(context, recipe, data, _new_network(context, recipe, data), progress)
+
+
+def _distil(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> dict[str, Any]:
+    options = context.task.options
+    source = context.only_input.path("checkpoint")
+    settings = DistillationConfig(
+        **{name: options[name] for name in ("kind", "alpha", "temperature")}
+    )
+    teacher = teacher_from(read_checkpoint(source), data, path=source)
+    objective = distillation(teacher, settings, label_smoothing=options["label_smoothing"])
+    model = _new_network(context, recipe, data)
+    return _fit(context, recipe, data, model, progress, objective=objective)
+
+
+def _new_network(context: Context, recipe: Recipe, data: ImageData) -> nn.Module:
+    settings = dict(context.task.options["model"])
+    spec = f"{settings.pop('arch')}:{json.dumps(settings)}"
     torch.manual_seed(recipe.seed)  # of the first weights
-    config = {"num_classes": len(data.classes), **context.task.options["model"]}
-    arch = config.pop("arch")
-    model = build(arch, config)
-    if config["num_classes"] != len(data.classes):
-        raise UserInputError(
-            f"model has num_classes {config['num_classes']}, but {data.name} has "
-            f"{len(data.classes)} classes; leave num_classes out"
-        )
-    return _fit(context, recipe, data, model, progress, origin=arch)
+    side = data.preprocessing.image_size
+    return build_student(spec, num_classes=len(data.classes), image_size=side)
 
 
 def _finetune(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> dict[str, Any]:
-    source = context.only_input.path("checkpoint")
-    return _fit(context, recipe, data, load(source), progress, origin=sha256_of(source))
+    model = load(context.only_input.path("checkpoint"))
+    return _fit(context, recipe, data, model, progress)
 
 
 def _fit(
     context: Context,
     recipe: Recipe,
     data: ImageData,
-    model: torch.nn.Module,
+    model: nn.Module,
     progress: bool,
     *,
-    origin: str,
+    objective: Objective | None = None,
 ) -> dict[str, Any]:
-    options = context.task.options
-    config = TrainingConfig(seed=recipe.seed, **_training_options(options))
-    augment = AugmentConfig(**options["augment"])
+    config = TrainingConfig(seed=recipe.seed, **_settings(context, TrainingConfig))
     result = fit(
         model,
         data,
-        objective_of(config),
+        objective_of(config, objective),
         config,
         context.folder,
-        augment=Augment(augment, len(data.classes), data.preprocessing),
+        augment=_augment(context, data),
         progress=progress,
-        save_meta={"origin": origin},
+        save_meta={"origin": _origin(context)},
     )
     figures = {
         "checkpoint": result.best.name,
@@ -98,9 +125,81 @@ def _fit(
     return figures
 
 
-def _training_options(options: dict[str, Any]) -> dict[str, Any]:
-    names = {field.name for field in fields(TrainingConfig)} - {"seed"}
-    found = {name: value for name, value in options.items() if name in names}
+def _exits(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> dict[str, Any]:
+    network = load(context.only_input.path("checkpoint"))
+    if not isinstance(network, GFNet):
+        raise UserInputError(
+            f"{type(network).__name__} cannot have early exits; expected a GFNet before `exits`"
+        )
+    torch.manual_seed(recipe.seed)  # of the new heads and gates
+    model = with_exits(network, context.task.options["positions"])
+    config = ExitTrainingConfig(seed=recipe.seed, **_settings(context, ExitTrainingConfig))
+    result = train_exits(
+        model,
+        data,
+        config,
+        context.folder,
+        augment=_augment(context, data),
+        progress=progress,
+        save_meta={"origin": _origin(context)},
+    )
+    best = result.best.relative_to(context.folder)
+    return {"checkpoint": str(best), "validation": dict(result.metrics)}
+
+
+def _evaluate(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> dict[str, Any]:
+    options = context.task.options
+    tables = {split: _replay(context, data, split, progress) for split in ("calibration", "test")}
+    chosen = choose_threshold(
+        tables["calibration"], parse_sweep(options["sweep"]), max_drop=options["max_drop"]
+    )
+    reports = sweep(tables["test"], parse_sweep(options["sweep"]))
+    report = evaluate_at(tables["test"], chosen)
+    save_exit_rates(report, context.folder / "exit_rates.svg")
+    save_tradeoff(reports, context.folder / "tradeoff.svg", chosen=report)
+    text = "\n".join([*map(sweep_block, reports), deployment_block(report)])
+    write_text(context.folder / "sweep.txt", text + "\n")
+    calibration = calibrate(tables["calibration"], tables["test"])
+    return {
+        "threshold": chosen,
+        "test": report.to_dict(),
+        "sweep": [each.to_dict() for each in reports],
+        "calibration": [each.to_dict() for each in calibration],
+        "oracle": oracle(tables["test"]).to_dict(),
+    }
+
+
+def _replay(context: Context, data: ImageData, split: str, progress: bool) -> ReplayTable:
+    checkpoint = context.only_input.path("checkpoint")
+    model = load(checkpoint)
+    if not isinstance(model, GFNetDynn):
+        raise UserInputError(f"{type(model).__name__} has no early exits to evaluate")
+    source = Source(
+        data=data.name,
+        split=split,
+        data_sha256=data.sha256,
+        checkpoint_sha256=sha256_of(checkpoint),
+    )
+    table = fill_replay(model, data.splits[split], data.normalize, source, progress=progress)
+    save_replay(table, context.folder / f"{split}.npz")
+    return table
+
+
+def _augment(context: Context, data: ImageData) -> Augment | None:
+    config = AugmentConfig(**context.task.options["augment"])
+    if config == AugmentConfig():
+        return None  # fixed views, which a cache of features needs
+    return Augment(config, len(data.classes), data.preprocessing)
+
+
+def _origin(context: Context) -> dict[str, str]:
+    """What the weights come from: the sha256 of every checkpoint that was read."""
+    return {name: sha256_of(outcome.path("checkpoint")) for name, outcome in context.inputs.items()}
+
+
+def _settings(context: Context, config: type[TrainingConfig]) -> dict[str, Any]:
+    names = {field.name for field in fields(config)} - {"seed"}
+    found = {name: value for name, value in context.task.options.items() if name in names}
     return {**found, "milestones": tuple(found["milestones"])}
 
 
@@ -155,8 +254,9 @@ def _export(context: Context, recipe: Recipe, data: ImageData, progress: bool) -
 
 
 def _compare(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> dict[str, Any]:
-    image = data.normalize(data.splits["test"].images(torch.arange(1)))
-    table = compare_networks(context, image, seconds=context.task.options["seconds"])
+    test = data.splits["test"]
+    images = data.normalize(test.images(torch.arange(min(TIMED_IMAGES, len(test)))))
+    table = compare_networks(context, images, seconds=context.task.options["seconds"])
     write_json(context.folder / "table.json", table)
     write_text(context.folder / "table.txt", table_text(table) + "\n")
     return {"table": "table.txt"}

@@ -1,8 +1,7 @@
 """How a network with early exits does on a split, at any threshold, from one pass over it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,14 @@ from compress.training.batches import TrainingSplit, prefetched
 from compress.training.exit_costs import ExitCosts
 from compress.training.exit_objectives import best_exits, gate_targets
 
-__all__ = ["ExitOutcomes", "exit_metrics", "exit_outcomes", "exits_taken", "threshold_sweep"]
+__all__ = [
+    "ExitOutcomes",
+    "cheapest_threshold",
+    "exit_metrics",
+    "exit_outcomes",
+    "exits_taken",
+    "threshold_sweep",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +110,27 @@ def exit_metrics(
 
 def threshold_sweep(
     outcomes: ExitOutcomes, costs: ExitCosts, thresholds: Sequence[float]
-) -> list[dict[str, Any]]:
+) -> list[dict[str, float]]:
     """Return threshold, acc1, validation_loss, cost_share and macs_share for every threshold."""
     return [{"threshold": t, **_gated(outcomes, costs, t)} for t in thresholds]
+
+
+def cheapest_threshold(
+    sweep: Sequence[Mapping[str, float]], outcomes: ExitOutcomes, *, largest_drop: float
+) -> float | None:
+    """Return the threshold of the lowest cost whose accuracy is close to the final head's.
+
+    Args:
+        sweep: what `threshold_sweep` gave for `outcomes`.
+        outcomes: of a split that is not the test data.
+        largest_drop: points of accuracy that may be lost.
+
+    Returns:
+        None where no threshold is close enough.
+    """
+    final = 100 * outcomes.correct[:, -1].double().mean().item()
+    near = [row for row in sweep if row["acc1"] >= final - largest_drop]
+    return min(near, key=lambda row: row["cost_share"])["threshold"] if near else None
 
 
 def _gated(outcomes: ExitOutcomes, costs: ExitCosts, threshold: float) -> dict[str, float]:

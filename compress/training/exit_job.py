@@ -1,0 +1,263 @@
+"""Give a GFNet checkpoint early exits: read, add exits, train, choose a threshold, report.
+
+Recipes call this; the threshold is chosen on "calibration", and "test" is only measured.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress.checkpoint import Checkpoint, model_from_checkpoint, read_checkpoint
+from compress.data.augment import Augment, AugmentConfig
+from compress.data.image_data import ImageData
+from compress.data.spec import load_data
+from compress.errors import UnsupportedModelError, UserInputError
+from compress.files import write_json
+from compress.measure.versions import versions
+from compress.models.early_exit import GFNetDynn, with_exits
+from compress.models.gfnet import GFNet
+from compress.training.accuracy import Accuracy, evaluate_accuracy
+from compress.training.exit_config import ExitTrainingConfig
+from compress.training.exit_outcomes import (
+    ExitOutcomes,
+    cheapest_threshold,
+    exit_metrics,
+    exit_outcomes,
+    threshold_sweep,
+)
+from compress.training.exit_training import ExitTrainingResult, train_exits
+from compress.training.processes import is_main_process, resolve_device
+
+__all__ = ["ExitJob", "ExitReport", "train_exits_checkpoint"]
+
+SCHEMA = "compress.train_exits/1"
+NEEDED = ("train", "validation", "calibration")
+MEASURED = ("validation", "test")
+THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(4, 20))  # 0.2 … 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExitJob:
+    """Which network to give exits, on what, and where to put it.
+
+    Attributes:
+        checkpoint: of a GFNet, or of one with exits.
+        data: "digits", "cifar10:DIR" or "folder:DIR".
+        exits: 0-based block positions; None keeps those of the checkpoint.
+        config: settings of the training; its seed also divides the data and draws new heads.
+        costs: by exit, the whole network's last; None for multiply-adds.
+        augment: settings of the augmentation; None for none, so that features are cached.
+        largest_drop: points of accuracy below the final head that the chosen threshold may cost.
+        output: folder of the run; None names it after the checkpoint.
+        cache_dir: folder of cached features, which runs may share; None puts it into the run.
+        image_size: side in pixels; None is the network's.
+        device: where to train; None for the best there is.
+        fresh: discard a run that is in the folder.
+        progress: show bars on stderr.
+    """
+
+    checkpoint: Path
+    data: str
+    exits: tuple[int, ...] | None = None
+    config: ExitTrainingConfig = field(default_factory=ExitTrainingConfig)
+    costs: tuple[float, ...] | None = None
+    augment: AugmentConfig | None = None
+    largest_drop: float = 0.5
+    output: Path | None = None
+    cache_dir: Path | None = None
+    image_size: int | None = None
+    device: str | None = None
+    fresh: bool = False
+    progress: bool = True
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run."""
+        return self.output or self.checkpoint.with_name(self.checkpoint.stem + ".exits")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExitReport:
+    """What training the exits of a checkpoint came to.
+
+    Attributes:
+        result: of the training.
+        exits: 0-based block positions.
+        before: accuracy by split of the network as it came, by its final head.
+        calibration: figures by threshold on "calibration".
+        threshold: the cheapest there within the drop that was allowed, or None.
+        metrics: figures by split at that threshold, or at the configured one where it is None.
+        source: path and sha256 of the checkpoint.
+        data: name and sha256.
+        settings: of the job.
+    """
+
+    result: ExitTrainingResult
+    exits: tuple[int, ...]
+    before: Mapping[str, Accuracy]
+    calibration: Sequence[Mapping[str, float]]
+    threshold: float | None
+    metrics: Mapping[str, Mapping[str, float]]
+    source: dict[str, Any]
+    data: dict[str, Any]
+    settings: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        warmup = self.result.warmup
+        return {
+            "schema": SCHEMA,
+            "versions": versions(),
+            "source": self.source,
+            "data": self.data,
+            "settings": self.settings,
+            "exits": list(self.exits),
+            "costs": self.result.costs.to_dict(),
+            "before": {split: accuracy.to_dict() for split, accuracy in self.before.items()},
+            "warmup_epochs": warmup.epochs_run if warmup else 0,
+            "epochs_run": self.result.main.epochs_run,
+            "best": self.result.metrics,
+            "calibration": [dict(row) for row in self.calibration],
+            "threshold": self.threshold,
+            "metrics": {split: dict(figures) for split, figures in self.metrics.items()},
+            "files": {"best": str(self.result.best)},
+        }
+
+
+def train_exits_checkpoint(job: ExitJob, data: ImageData | None = None) -> ExitReport | None:
+    """Train the exits of a checkpoint; best.pth and report.json go into the folder of the run.
+
+    Args:
+        job: what to do.
+        data: the images that `job.data` names, where they are loaded already.
+
+    Returns:
+        None in all processes but the main one.
+
+    Raises:
+        UserInputError: a file, split, position, cost or setting cannot be used.
+        UnsupportedModelError: the checkpoint holds no GFNet.
+        CompressError: training diverged.
+    """
+    checkpoint = read_checkpoint(job.checkpoint)
+    model = _with_exits(job, checkpoint)
+    if data is None:
+        size = job.image_size or model.config["image_size"][0]
+        data = load_data(job.data, image_size=size, seed=job.config.seed)
+    _check_splits(data)
+    before = {split: _accuracy(job, model, data, split) for split in _measured(data)}
+    source = {"path": str(job.checkpoint), "sha256": checkpoint.sha256}
+    result = train_exits(
+        model,
+        data,
+        job.config,
+        job.folder,
+        costs=job.costs,
+        augment=_augment(job, data),
+        cache_dir=job.cache_dir,
+        device=job.device,
+        fresh=job.fresh,
+        progress=job.progress,
+        save_meta={**checkpoint.meta, "source_sha256": checkpoint.sha256},
+    )
+    if not is_main_process():
+        return None
+    report = _report(job, model, data, result, before=before, source=source)
+    write_json(job.folder / "report.json", report.to_dict())
+    return report
+
+
+def _with_exits(job: ExitJob, checkpoint: Checkpoint) -> GFNetDynn:
+    model = model_from_checkpoint(checkpoint)
+    if not isinstance(model, GFNet):
+        raise UnsupportedModelError(
+            f"checkpoint {job.checkpoint} holds a {type(model).__name__}; expected a GFNet, as "
+            "early exits are trained on that alone"
+        )
+    if job.exits is None and isinstance(model, GFNetDynn):
+        return model
+    if job.exits is None:
+        raise UserInputError(
+            f"checkpoint {job.checkpoint} has no exits and none are asked for; expected 0-based "
+            "block positions to put them behind"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(job.config.seed)  # of heads and gates
+        return with_exits(model, job.exits)
+
+
+def _check_splits(data: ImageData) -> None:
+    for split in NEEDED:
+        if split not in data.splits or len(data.splits[split]) == 0:
+            raise UserInputError(
+                f"the data {data.name} have no images in the split {split!r}; expected at least one"
+            )
+
+
+def _measured(data: ImageData) -> list[str]:
+    return [split for split in MEASURED if split in data.splits and len(data.splits[split])]
+
+
+def _augment(job: ExitJob, data: ImageData) -> Augment | None:
+    if job.augment is None:
+        return None
+    return Augment(job.augment, len(data.classes), data.preprocessing)
+
+
+def _accuracy(job: ExitJob, model: GFNetDynn, data: ImageData, split: str) -> Accuracy:
+    return evaluate_accuracy(
+        model,
+        data.splits[split],
+        data.normalize,
+        device=resolve_device(job.device),
+        progress=job.progress,
+    )
+
+
+def _outcomes(job: ExitJob, model: GFNetDynn, data: ImageData, split: str) -> ExitOutcomes:
+    return exit_outcomes(
+        model.to(resolve_device(job.device)),
+        data.splits[split],
+        data.normalize,
+        batch_size=job.config.batch_size,
+        workers=job.config.workers,
+    )
+
+
+def _report(
+    job: ExitJob,
+    model: GFNetDynn,
+    data: ImageData,
+    result: ExitTrainingResult,
+    *,
+    before: Mapping[str, Accuracy],
+    source: dict[str, Any],
+) -> ExitReport:
+    calibration = _outcomes(job, model, data, "calibration")
+    sweep = threshold_sweep(calibration, result.costs, THRESHOLDS)
+    threshold = cheapest_threshold(sweep, calibration, largest_drop=job.largest_drop)
+    at = job.config.threshold if threshold is None else threshold
+    metrics = {
+        split: exit_metrics(
+            _outcomes(job, model, data, split),
+            result.costs,
+            threshold=at,
+            cost_lambda=job.config.cost_lambda,
+        )
+        for split in _measured(data)
+    }
+    model.cpu()
+    return ExitReport(
+        result=result,
+        exits=tuple(model.config["exits"]),
+        before=before,
+        calibration=sweep,
+        threshold=threshold,
+        metrics=metrics,
+        source=source,
+        data={"name": data.name, "sha256": data.sha256},
+        settings={**job.config.to_dict(), "data": job.data, "largest_drop": job.largest_drop},
+    )
