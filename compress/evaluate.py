@@ -15,7 +15,7 @@ EPILOG = """examples:
   python -m compress.evaluate --data cifar10:data --exits 7,8,9 --threshold 0.8 -o figures dynn.pth
 
 the network runs once over the data; thresholds and subsets of exits are computed from that pass,
-which --replay FILE keeps for the next time
+which --replay t.npz keeps for the next time (and t.calibration.npz of the calibration split)
 """
 
 
@@ -37,8 +37,8 @@ def _parser() -> argparse.ArgumentParser:
     words = "blocks behind which the heads of a foreign checkpoint stand, such as 7,8,9"
     add("--head-positions", metavar="BLOCKS", help=words)
     add("--replay", type=Path, metavar="FILE", help="keep the pass over the data in this .npz file")
-    add("-o", "--output", type=Path, metavar="DIR", help="folder for figures")
-    words = "side in pixels (the one that the network was trained at)"
+    add("-o", "--output", type=Path, metavar="DIR", help="folder for figures and report.json")
+    words = "side in pixels, to which a GFNet is resampled (the one that it was trained at)"
     add("--image-size", type=int, metavar="PIXELS", help=words)
     words = "images at a time; 1 takes the very decisions of the early return"
     add("--batch-size", type=int, default=128, metavar="N", help=words)

@@ -1,10 +1,14 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 import compress
+from compress.data.image_data import Split
+from compress.data.spec import load_data
 from compress.evaluate import main
+from compress.exits import evaluation
 from compress.models.early_exit import GFNetDynn
 from tests.slimming.test_surgery import tiny_vgg
 
@@ -69,6 +73,7 @@ def test_a_replay_file_is_used_again_and_refused_for_another_network(
     first = run(capsys, checkpoint, *arguments)
     second = run(capsys, checkpoint, *arguments)
     assert json.loads(first[1])["deployed"] == json.loads(second[1])["deployed"]
+    assert json.loads(first[1])["calibration"] == json.loads(second[1])["calibration"]
     other = compress.save(network, tmp_path / "other.pth", meta={"x": 1})
     code, _, err = run(capsys, other, *arguments)
     assert code == 3
@@ -81,6 +86,8 @@ def test_figures(checkpoint, tmp_path, capsys):
     assert run(capsys, checkpoint, *arguments)[0] == 0
     for name in ("exit_rates.svg", "tradeoff.svg"):
         assert (folder / name).read_text().count("<svg") == 1
+    report = json.loads((folder / "report.json").read_text())
+    assert report["figures"] == [str(folder / "exit_rates.svg"), str(folder / "tradeoff.svg")]
 
 
 def test_a_network_without_exits(tmp_path, capsys):
@@ -124,7 +131,11 @@ def test_a_foreign_checkpoint_needs_the_positions_of_its_heads(network, tmp_path
         (["--threshold", "0.5,0.6"], "2 thresholds for 3 exits"),
         (["--sweep", "0.9:0.1:0.1"], "--sweep is"),
         (["--split", "dev"], "--split is 'dev'"),
-        (["--image-size", "18"], "does not take images"),
+        (["--image-size", "18"], "18x18 is not divisible by the patch size 4"),
+        (["--exits", "1,0", "--threshold", "0.5"], "out of order"),
+        (["--exits", "1"], "--exits was given, but no threshold"),
+        (["--head-positions", "0,1"], "records 0,1,2"),
+        (["--batch-size", "0"], "--batch-size is 0"),
         (["--data", "imaginary"], "imaginary"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -150,3 +161,69 @@ def test_shapes_that_fit_no_gfnet(network, tmp_path, capsys):
     code, _, err = run(capsys, tmp_path / "bad.pth", "--data", "digits")
     assert code == 3
     assert "Traceback" not in err
+
+
+def test_what_the_replay_file_holds_is_not_run_again(checkpoint, tmp_path, capsys, monkeypatch):
+    replay = ["--data", "digits", "--replay", tmp_path / "t.npz", "--json"]
+    first = json.loads(run(capsys, checkpoint, *replay, "--threshold", "0.5")[1])
+    assert {path.name for path in tmp_path.glob("*.npz")} == {"t.npz", "t.calibration.npz"}
+    ran = []
+    monkeypatch.setattr(evaluation, "fill_replay", lambda *_, **__: ran.append(1))
+    again = json.loads(run(capsys, checkpoint, *replay, "--sweep", "0.5:0.5:1", "--exits", "2")[1])
+    assert not ran
+    assert again["whole_network"] == first["whole_network"]
+    assert again["calibration"] == first["calibration"]
+
+
+def test_options_are_checked_before_the_data_are_read(checkpoint, capsys, monkeypatch):
+    monkeypatch.setattr(evaluation, "load_data", lambda *_, **__: pytest.fail("read the data"))
+    for wrong in (["--exits", "3", "--threshold", "0.5"], ["--threshold", "0.5,0.6"]):
+        assert run(capsys, checkpoint, "--data", "digits", *wrong)[0] == 3
+
+
+@pytest.mark.parametrize("empty", ["calibration", "test"])
+def test_an_empty_split(checkpoint, capsys, monkeypatch, empty):
+    def without(*arguments, **options):
+        data = load_data(*arguments, **options)
+        nothing = torch.empty(0, dtype=torch.int64)
+        gone = Split(data.splits[empty].source, nothing, nothing)
+        return replace(data, splits={**data.splits, empty: gone})
+
+    monkeypatch.setattr(evaluation, "load_data", without)
+    code, out, err = run(capsys, checkpoint, "--data", "digits", "--threshold", "0.5")
+    assert (code, out) == (3, "")
+    assert f"the {empty} split of digits is empty" in err
+
+
+def test_another_image_size_is_resampled(checkpoint, capsys):
+    code, out, err = run(capsys, checkpoint, "--data", "digits", "--image-size", "24", "--json")
+    assert code == 0, err
+    assert json.loads(out)["settings"]["image_size"] == 24
+
+
+def test_images_are_normalised_as_in_training(network, tmp_path, capsys):
+    trained = load_data("digits", image_size=16).preprocessing
+    metas = {"same": trained, "other": replace(trained, mean=(0.1, 0.2, 0.3))}
+    found = {}
+    for name, preprocessing in metas.items():
+        path = tmp_path / f"{name}.pth"
+        compress.save(network, path, meta={"preprocessing": preprocessing.to_dict()})
+        found[name] = json.loads(run(capsys, path, "--data", "digits", "--json")[1])
+    assert found["same"]["whole_network"] != found["other"]["whole_network"]
+
+
+def test_an_exit_that_gives_nan_does_not_spoil_the_rest(network, tmp_path, capsys):
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    state["intermediate_heads.1.bias"][0] = float("nan")
+    torch.save(state, tmp_path / "nan.pth")
+    arguments = [tmp_path / "nan.pth", "--data", "digits", "--threshold", "0.5"]
+    code, out, err = run(capsys, *arguments, "--json")
+    assert code == 0, err
+    assert json.loads(out)["deployed"]["counts"][1] == 0
+    assert json.loads(out)["calibration"][1]["temperature"] is None
+    assert run(capsys, *arguments)[0] == 0
+
+
+def test_the_same_command_says_the_same(checkpoint, capsys):
+    said = [run(capsys, checkpoint, "--data", "digits", "--threshold", "0.5")[1] for _ in range(2)]
+    assert said[0] == said[1]

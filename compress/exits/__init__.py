@@ -1,6 +1,6 @@
 """What a network with early exits does at any threshold, computed from one pass over the data.
 
 `replay` holds the table of that pass and the decisions, `sweep` the figures at a threshold and over
-many, `calibration` how far scores can be believed, `log_text` and `figures` show them, `evaluation`
-does all of it for a checkpoint.
+many, `calibration` how far scores can be believed, `log_text`, `figures` and `report` show them,
+`evaluation` does all of it for a checkpoint.
 """

@@ -6,6 +6,7 @@ scaling is theirs too: one scalar per exit that minimises the cross entropy on t
 split.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,8 +19,10 @@ from compress.exits.replay import ReplayTable
 
 __all__ = [
     "ExitCalibration",
+    "GatedCalibration",
     "Oracle",
     "calibrate",
+    "calibrate_gated",
     "expected_calibration_error",
     "fit_temperature",
     "gate_auroc",
@@ -28,6 +31,7 @@ __all__ = [
 
 BINS = 15
 LOG_RANGE = (-4.0, 4.0)  # of the temperature: e^-4 … e^4 holds every sane network
+PRECISION = 1e-4  # of its logarithm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,20 +40,40 @@ class ExitCalibration:
 
     Attributes:
         position: block behind which it stands.
-        temperature: fitted on the calibration split; above 1 for an overconfident exit.
+        temperature: fitted on the calibration split; above 1 for an overconfident exit. None where
+            a logit is not a number, and so for the errors.
         ece_before: expected calibration error on the test split, in [0, 1].
-        ece_after: the same with the logits divided by the temperature.
+        ece_after: the same with the logits divided by the temperature. Gates read the logits as
+            they are, so it changes no decision.
         auroc: chance that the gate scores a rightly classified image above a wrong one; None for
             the final head, and where all images are right or all are wrong.
         acc1: accuracy of this exit on all images, in per cent.
     """
 
     position: int
-    temperature: float
-    ece_before: float
-    ece_after: float
+    temperature: float | None
+    ece_before: float | None
+    ece_after: float | None
     auroc: float | None
     acc1: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedCalibration:
+    """The logits that images leave with, each from the exit that it takes.
+
+    Attributes:
+        ece_before: expected calibration error on the test split, in [0, 1]; None where a logit is
+            not a number.
+        ece_after: the same with the logits of every exit divided by its temperature.
+    """
+
+    ece_before: float | None
+    ece_after: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as JSON values."""
@@ -97,7 +121,7 @@ def calibrate(calibration: ReplayTable, test: ReplayTable) -> list[ExitCalibrati
                 position=position,
                 temperature=temperature,
                 ece_before=expected_calibration_error(logits, test.labels),
-                ece_after=expected_calibration_error(logits / temperature, test.labels),
+                ece_after=expected_calibration_error(_cooled(logits, temperature), test.labels),
                 auroc=gate_auroc(test.scores[:, i], right[:, i]) if i < test.exits else None,
                 acc1=100.0 * float(right[:, i].mean()),
             )
@@ -105,33 +129,60 @@ def calibrate(calibration: ReplayTable, test: ReplayTable) -> list[ExitCalibrati
     return found
 
 
+def calibrate_gated(
+    table: ReplayTable, taken: NDArray[np.int64], exits: Sequence[ExitCalibration]
+) -> GatedCalibration:
+    """Say how far the confidence of what images leave with can be believed.
+
+    Args:
+        table: of the test split.
+        taken: the exit (N,) of each image, as `compress.exits.replay.decide` says.
+        exits: what `calibrate` found.
+    """
+    logits = table.logits[np.arange(len(table)), taken]
+    # An exit that gives NaN has no temperature, and nobody takes it.
+    fitted = np.array([each.temperature or 1.0 for each in exits])
+    return GatedCalibration(
+        ece_before=expected_calibration_error(logits, table.labels),
+        ece_after=expected_calibration_error(logits / fitted[taken][:, None], table.labels),
+    )
+
+
 def expected_calibration_error(
-    logits: NDArray[np.float32], labels: NDArray[np.int64], *, bins: int = BINS
-) -> float:
+    logits: NDArray[np.floating], labels: NDArray[np.int64], *, bins: int = BINS
+) -> float | None:
     """Return Σ_b n_b/n |accuracy_b - confidence_b| over bins of equal count of the confidence.
+
+    Images of equal confidence are in one bin, so the order of the images does not matter; where
+    many are equal, bins are of unequal count, or fewer.
 
     Args:
         logits: (N, K).
         labels: (N,).
-        bins: at most N are used.
+        bins: how many.
+
+    Returns:
+        None where a logit is NaN or infinite.
     """
+    if not np.isfinite(logits).all():
+        return None
     probabilities = _softmax(logits)
     confidence = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == labels
-    order = np.argsort(confidence, kind="stable")
-    error = 0.0
-    for members in np.array_split(order, min(bins, len(order))):
-        gap = abs(float(right[members].mean()) - float(confidence[members].mean()))
-        error += len(members) / len(order) * gap
-    return error
+    inner_edges = np.quantile(confidence, np.linspace(0, 1, bins + 1)[1:-1])
+    bin_of = np.searchsorted(inner_edges, confidence)
+    surplus = np.bincount(bin_of, weights=right - confidence)  # n_b (acc_b - conf_b)
+    return float(np.abs(surplus).sum() / len(labels))
 
 
-def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float | None:
     """Return the temperature T > 0 that minimises the cross entropy of logits / T.
 
     The cross entropy is convex in 1/T, so a golden-section search over ln T finds its one minimum
-    within the range e^-4 … e^4.
+    within the range e^-4 … e^4. None where a logit is NaN or infinite.
     """
+    if not np.isfinite(logits).all():
+        return None
     x, y = torch.from_numpy(logits).double(), torch.from_numpy(labels)
 
     def loss(log_temperature: float) -> float:
@@ -139,12 +190,17 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> f
 
     low, high = LOG_RANGE
     golden = (5**0.5 - 1) / 2
-    while high - low > 1e-5:
-        left, right = high - golden * (high - low), low + golden * (high - low)
-        if loss(left) <= loss(right):
-            high = right
+    left, right = high - golden * (high - low), low + golden * (high - low)
+    at_left, at_right = loss(left), loss(right)
+    while high - low > PRECISION:
+        if at_left <= at_right:
+            high, right, at_right = right, left, at_left
+            left = high - golden * (high - low)
+            at_left = loss(left)
         else:
-            low = left
+            low, left, at_left = left, right, at_right
+            right = low + golden * (high - low)
+            at_right = loss(right)
     return float(np.exp((low + high) / 2))
 
 
@@ -175,7 +231,11 @@ def oracle(table: ReplayTable) -> Oracle:
     )
 
 
-def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+def _cooled(logits: NDArray[np.float32], temperature: float | None) -> NDArray[np.floating]:
+    return logits if temperature is None else logits / temperature
+
+
+def _softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     wide = logits.astype(np.float64)
     powers = np.exp(wide - wide.max(axis=1, keepdims=True))
     shares: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)

@@ -1,29 +1,39 @@
 """Evaluate a checkpoint file: one pass over a split, everything else from its replay table."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from compress.checkpoint import model_from_checkpoint, read_checkpoint
-from compress.data.image_data import ImageData
+from torch import Tensor, nn
+
+from compress.checkpoint import Checkpoint, model_from_checkpoint, read_checkpoint
+from compress.data.image_data import ImageData, Preprocessing
 from compress.data.spec import load_data
 from compress.errors import UserInputError
-from compress.exits.calibration import ExitCalibration, Oracle, calibrate, oracle
+from compress.exits.calibration import calibrate, calibrate_gated, oracle
 from compress.exits.figures import save_exit_rates, save_tradeoff
-from compress.exits.log_text import deployment_block, sweep_block
-from compress.exits.replay import ReplayTable, Source, fill_replay, load_replay, save_replay
-from compress.exits.sweep import ExitReport, evaluate_at, parse_sweep, sweep
-from compress.measure.macs import ModelCounts, count
-from compress.measure.versions import hardware, versions
-from compress.models.early_exit import GFNetDynn, check_exit_positions
+from compress.exits.replay import (
+    ReplayTable,
+    Source,
+    decide,
+    exit_numbers,
+    fill_replay,
+    load_replay,
+    save_replay,
+)
+from compress.exits.report import Evaluation
+from compress.exits.sweep import ExitReport, evaluate_at, parse_sweep, sweep, whole_network
+from compress.files import write_json
+from compress.measure.macs import count
+from compress.models.early_exit import GFNetDynn, check_exit_positions, check_thresholds
 from compress.training.accuracy import Accuracy, evaluate_accuracy
 from compress.training.job import check_classes
 from compress.training.teacher import recorded_image_size
+from compress.training.transfer import transferred
 
-__all__ = ["SCHEMA", "EvaluateJob", "Evaluation", "evaluate_checkpoint"]
+__all__ = ["EvaluateJob", "calibration_file", "evaluate_checkpoint"]
 
-SCHEMA = "compress.evaluate/1"
+CALIBRATION = "calibration"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +48,11 @@ class EvaluateJob:
         exits: blocks whose exits are deployed; None is all.
         thresholds: one for all deployed exits or one for each; None deploys nothing.
         head_positions: blocks behind which the heads of a foreign checkpoint stand.
-        replay: file of the table: read when it is there and fits, else written.
-        output: folder for figures, or None.
-        image_size: side in pixels; None takes the one that the network was trained at.
+        replay: file of the table, read where it is there, else written; that of the calibration
+            split lies beside it, see `calibration_file`.
+        output: folder for figures and report.json, or None.
+        image_size: side in pixels, to which a GFNet is resampled; None takes the one that the
+            network was trained at.
         batch_size: images at a time; 1 gives the very decisions of the early return.
         device: where to run.
         factory: "package.module:function" for a network that is not of `compress.models`.
@@ -66,82 +78,14 @@ class EvaluateJob:
     seed: int = 0
     progress: bool = True
 
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What an evaluation found.
-
-    Attributes:
-        name: of the network.
-        counts: its multiply-adds and parameters.
-        whole: accuracy of the whole network, without leaving early.
-        source: what was run on what.
-        swept: figures per threshold of the sweep.
-        deployed: figures at the deployed thresholds, or None.
-        calibration: per exit, the final head last; empty without exits.
-        oracle: the best that the exits could do, or None.
-        figures: pictures that were drawn.
-    """
-
-    name: str
-    counts: ModelCounts
-    whole: Accuracy
-    source: Source
-    swept: tuple[ExitReport, ...] = ()
-    deployed: ExitReport | None = None
-    calibration: tuple[ExitCalibration, ...] = ()
-    oracle: Oracle | None = None
-    figures: tuple[Path, ...] = field(default=())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures as JSON values."""
-        return {
-            "schema": SCHEMA,
-            "network": self.name,
-            "macs": self.counts.macs,
-            "params": self.counts.params,
-            "source": vars(self.source),
-            "whole_network": self.whole.to_dict(),
-            "sweep": [report.to_dict() for report in self.swept],
-            "deployed": self.deployed.to_dict() if self.deployed else None,
-            "calibration": [each.to_dict() for each in self.calibration],
-            "oracle": self.oracle.to_dict() if self.oracle else None,
-            "figures": [str(path) for path in self.figures],
-            "versions": versions(),
-            "hardware": hardware(),
-        }
-
-    def to_text(self) -> str:
-        """Return the figures for a console, in the wording of the published logs."""
-        lines = [sweep_block(report) for report in self.swept]
-        if self.deployed:
-            lines.append(deployment_block(self.deployed))
-        whole = self.whole
-        size = f"{self.counts.params / 1e6:.3f} M params, {self.counts.macs / 1e6:.2f} M MACs"
-        lines += [
-            f"whole network {self.name}, {size}, {whole.count} {self.source.split} images:",
-            f"* Acc@1 {whole.acc1:.3f} Acc@5 {whole.acc5:.3f} loss {whole.loss:.3f}",
-        ]
-        if self.calibration:
-            lines += ["", *self._calibration_table()]
-        if self.oracle:
-            lines.append(
-                f"leaving at the first right exit would give {self.oracle.acc1:.2f} % at "
-                f"{self.oracle.expected_macs / 1e6:.2f} M MACs; {self.oracle.overthinking:.2f} % "
-                "of the images an earlier exit has right and the last head wrong"
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserInputError(f"--batch-size is {self.batch_size}; expected at least 1")
+        if self.exits is not None and self.sweep is None and self.thresholds is None:
+            raise UserInputError(
+                "--exits was given, but no threshold to deploy them at; expected --threshold or "
+                "--sweep too"
             )
-        lines += [f"written: {path}" for path in self.figures]
-        return "\n".join(lines)
-
-    def _calibration_table(self) -> list[str]:
-        rows = [" block   accuracy   gate AUROC   temperature   ECE   ECE scaled"]
-        for each in self.calibration:
-            auroc = "     -" if each.auroc is None else f"{each.auroc:6.3f}"
-            rows.append(
-                f"{each.position:6d} {each.acc1:9.2f}%   {auroc:>10}   {each.temperature:11.3f}"
-                f"   {each.ece_before:.3f}   {each.ece_after:10.3f}"
-            )
-        return rows
 
 
 def evaluate_checkpoint(job: EvaluateJob) -> Evaluation:
@@ -149,7 +93,8 @@ def evaluate_checkpoint(job: EvaluateJob) -> Evaluation:
 
     Raises:
         UserInputError: an option, the file or the data do not fit one another.
-        UnsupportedModelError: the network is not known, or exits are asked of one without.
+        UnsupportedModelError: the network is not known.
+        CompressError: the network gives NaN.
     """
     thresholds = parse_sweep(job.sweep) if job.sweep else []
     checkpoint = read_checkpoint(
@@ -158,77 +103,109 @@ def evaluate_checkpoint(job: EvaluateJob) -> Evaluation:
         unsafe_pickle=job.unsafe_pickle,
         exits=job.head_positions,
     )
-    model = model_from_checkpoint(checkpoint)
-    if not isinstance(model, GFNetDynn):
-        _expect_no_exits(job, type(model).__name__)
-    elif job.exits is not None:
-        check_exit_positions(job.exits, len(model.blocks))
-    built_for = recorded_image_size(checkpoint)
-    data = load_data(job.data, image_size=job.image_size or built_for, seed=job.seed)
-    check_classes(model, data)
-    size = data.preprocessing.image_size
-    found = Evaluation(
+    model = transferred(model_from_checkpoint(checkpoint), image_size=job.image_size)
+    _check_options(job, model)
+    size = job.image_size or recorded_image_size(checkpoint)
+    data = load_data(job.data, image_size=size, seed=job.seed)
+    _check_data(job, model, data)
+    scene = _Scene(job=job, data=data, checkpoint=checkpoint)
+    if isinstance(model, GFNetDynn):
+        found = _with_exits(scene, model, thresholds)
+    else:
+        found = _whole(scene, model, _accuracy(scene, model))
+    if job.output is not None:
+        write_json(job.output / "report.json", found.to_dict())
+    return found
+
+
+def calibration_file(replay: Path) -> Path:
+    """Return where the table of the calibration split lies: t.npz -> t.calibration.npz."""
+    return replay.with_name(f"{replay.stem}.calibration{replay.suffix}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scene:
+    """A job with what was read for it."""
+
+    job: EvaluateJob
+    data: ImageData
+    checkpoint: Checkpoint
+
+    def source(self, split: str) -> Source:
+        return Source(
+            data=self.data.name,
+            split=split,
+            data_sha256=self.data.sha256,
+            checkpoint_sha256=self.checkpoint.sha256,
+        )
+
+    @property
+    def normalize(self) -> Callable[[Tensor], Tensor]:
+        """As the network was trained, where its checkpoint tells; else as the data are."""
+        recorded = self.checkpoint.meta.get("preprocessing")
+        return Preprocessing.from_dict(recorded).normalize if recorded else self.data.normalize
+
+
+def _whole(scene: _Scene, model: nn.Module, accuracy: Accuracy) -> Evaluation:
+    job, size = scene.job, scene.data.preprocessing.image_size
+    return Evaluation(
         name=str(getattr(model, "display_name", type(model).__name__)),
         counts=count(model, (3, size, size)),
-        whole=evaluate_accuracy(
-            model, _split(data, job.split), data.normalize, batch_size=job.batch_size,
-            device=job.device, progress=job.progress,
-        ),
-        source=_source(data, job.split, checkpoint.sha256),
-    )  # fmt: skip
-    if not isinstance(model, GFNetDynn):
-        return found
-    table = _table(job, model, data, found.source)
-    return _with_exits(job, found, model, data, table, thresholds)
+        whole=accuracy,
+        source=scene.source(job.split),
+        settings={"image_size": size, "batch_size": job.batch_size, "device": job.device},
+    )
 
 
-def _with_exits(
-    job: EvaluateJob,
-    found: Evaluation,
-    model: GFNetDynn,
-    data: ImageData,
-    table: ReplayTable,
-    thresholds: Sequence[float],
-) -> Evaluation:
+def _with_exits(scene: _Scene, model: GFNetDynn, thresholds: Sequence[float]) -> Evaluation:
+    job = scene.job
+    table = _table(scene, model, job.split, job.replay)
+    beside = None if job.replay is None else calibration_file(job.replay)
+    same = job.split == CALIBRATION
+    calibration = calibrate(table if same else _table(scene, model, CALIBRATION, beside), table)
     swept = sweep(table, thresholds, positions=job.exits)
-    deployed = None
+    deployed, gated = None, None
     if job.thresholds is not None:
-        bars = job.thresholds[0] if len(job.thresholds) == 1 else job.thresholds
-        deployed = evaluate_at(table, bars, positions=job.exits)
-    source = _source(data, "calibration", found.source.checkpoint_sha256)
-    calibration = fill_replay(
-        model, _split(data, "calibration"), data.normalize, source,
-        batch_size=job.batch_size, device=job.device, progress=job.progress,
-    )  # fmt: skip
-    return Evaluation(
-        name=found.name,
-        counts=found.counts,
-        whole=found.whole,
-        source=found.source,
+        deployed = evaluate_at(table, _bars(job), positions=job.exits)
+        taken = decide(table, _bars(job), exits=table.subset(job.exits))
+        gated = calibrate_gated(table, taken, calibration)
+    return replace(
+        _whole(scene, model, whole_network(table)),
         swept=tuple(swept),
         deployed=deployed,
-        calibration=tuple(calibrate(calibration, table)),
+        calibration=tuple(calibration),
+        gated=gated,
         oracle=oracle(table),
         figures=_draw(job.output, swept, deployed) if job.output else (),
     )
 
 
-def _table(job: EvaluateJob, model: GFNetDynn, data: ImageData, source: Source) -> ReplayTable:
-    if job.replay is not None and job.replay.exists():
-        table = load_replay(job.replay)
-        if table.source == source and table.positions == tuple(model.config["exits"]):
-            return table
+def _table(scene: _Scene, model: GFNetDynn, split: str, file: Path | None) -> ReplayTable:
+    """Return the table that the file holds, or run the network and put it there."""
+    job, source = scene.job, scene.source(split)
+    if file is not None and file.exists():
+        known = load_replay(file)
+        if known.source == source and known.positions == tuple(model.config["exits"]):
+            return known
         raise UserInputError(
-            f"replay table {job.replay} was made from another network or other data "
-            f"({table.source.data}, {table.source.split}); remove it, or name another file"
+            f"replay table {file} was made from another network or other data "
+            f"({known.source.data}, {known.source.split}); remove it, or name another file"
         )
     table = fill_replay(
-        model, _split(data, job.split), data.normalize, source,
+        model, scene.data.splits[split], scene.normalize, source,
         batch_size=job.batch_size, device=job.device, progress=job.progress,
     )  # fmt: skip
-    if job.replay is not None:
-        save_replay(table, job.replay)
+    if file is not None:
+        save_replay(table, file)
     return table
+
+
+def _accuracy(scene: _Scene, model: nn.Module) -> Accuracy:
+    job = scene.job
+    return evaluate_accuracy(
+        model, scene.data.splits[job.split], scene.normalize,
+        batch_size=job.batch_size, device=job.device, progress=job.progress,
+    )  # fmt: skip
 
 
 def _draw(
@@ -244,23 +221,44 @@ def _draw(
     return tuple(drawn)
 
 
-def _split(data: ImageData, name: str) -> Any:
-    if name not in data.splits:
-        raise UserInputError(f"--split is {name!r}; expected one of {', '.join(data.splits)}")
-    if len(data.splits[name]) == 0:
+def _bars(job: EvaluateJob) -> float | tuple[float, ...]:
+    bars = job.thresholds or ()
+    return bars[0] if len(bars) == 1 else bars
+
+
+def _check_options(job: EvaluateJob, model: nn.Module) -> None:
+    """Before hours of running, not after."""
+    if not isinstance(model, GFNetDynn):
+        _expect_no_exits(job, type(model).__name__)
+        return
+    positions = model.config["exits"]
+    if job.head_positions is not None and list(job.head_positions) != positions:
         raise UserInputError(
-            f"the {name} split of {data.name} is empty; expected at least one image"
+            f"--head-positions is {','.join(map(str, job.head_positions))}, but {job.checkpoint} "
+            f"records {','.join(map(str, positions))}; leave the option out"
         )
-    return data.splits[name]
+    if job.exits is not None:
+        check_exit_positions(job.exits, len(model.blocks))
+    chosen = exit_numbers(positions if job.exits is None else job.exits, positions)
+    if job.thresholds is not None:
+        check_thresholds(_bars(job), len(chosen))
 
 
-def _source(data: ImageData, split: str, checkpoint_sha256: str) -> Source:
-    return Source(
-        data=data.name,
-        split=split,
-        data_sha256=data.sha256,
-        checkpoint_sha256=checkpoint_sha256,
-    )
+def _check_data(job: EvaluateJob, model: nn.Module, data: ImageData) -> None:
+    if job.split not in data.splits:
+        raise UserInputError(f"--split is {job.split!r}; expected one of {', '.join(data.splits)}")
+    for split in (job.split, CALIBRATION) if isinstance(model, GFNetDynn) else (job.split,):
+        if len(data.splits[split]) == 0:
+            raise UserInputError(
+                f"the {split} split of {data.name} is empty; expected at least one image"
+            )
+    known = getattr(model, "config", {}).get("num_classes", len(data.classes))
+    if known != len(data.classes):
+        raise UserInputError(
+            f"the network has {known} classes, but the data {data.name} have {len(data.classes)}; "
+            "expected the data that it was trained for"
+        )
+    check_classes(model, data)
 
 
 def _expect_no_exits(job: EvaluateJob, name: str) -> None:
@@ -268,6 +266,7 @@ def _expect_no_exits(job: EvaluateJob, name: str) -> None:
         "--sweep": job.sweep,
         "--exits": job.exits,
         "--threshold": job.thresholds,
+        "--head-positions": job.head_positions,
         "--replay": job.replay,
     }
     asked = [option for option, value in options.items() if value is not None]

@@ -26,10 +26,9 @@ def save_exit_rates(report: ExitReport, path: Path) -> None:
     axes.set_xlabel("leaves behind block")
     axes.set_ylabel("share of images, %", color=BLUE)
     accuracy = axes.twinx()
-    points = [
-        (block, value) for block, value in zip(blocks, report.accuracies, strict=True) if value
-    ]
-    accuracy.plot(*zip(*points, strict=True), color=RED, marker="o")
+    nobody = float("nan")  # leaves a gap where no image leaves
+    values = [nobody if value is None else value for value in report.accuracies]
+    accuracy.plot(blocks, values, color=RED, marker="o")
     accuracy.set_ylabel("accuracy of these, %", color=RED)
     accuracy.set_ylim(top=101)
     accuracy.spines["top"].set_visible(False)
@@ -54,9 +53,10 @@ def save_tradeoff(
                   xycoords=("data", "axes fraction"), ha="right", va="bottom")  # fmt: skip
     if chosen is not None:
         axes.plot(chosen.expected_macs / 1e6, chosen.acc1, color=RED, marker="o", linestyle="")
-        thresholds = ", ".join(f"{bar:g}" for bar in dict.fromkeys(chosen.thresholds))
-        axes.annotate(f"threshold {thresholds}", (chosen.expected_macs / 1e6, chosen.acc1),
-                      xytext=(6, -10), textcoords="offset points", color=RED)  # fmt: skip
+        axes.annotate(
+            f"threshold {chosen.threshold_text}", (chosen.expected_macs / 1e6, chosen.acc1),
+            xytext=(6, -10), textcoords="offset points", color=RED,
+        )  # fmt: skip
     axes.set_xlabel("expected multiply-adds of an image, millions")
     axes.set_ylabel("accuracy, %")
     _write(figure, path)

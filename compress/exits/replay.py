@@ -3,8 +3,13 @@
 Exits, thresholds and subsets of exits are then tried out on the table, without running the network
 again. Decisions are those of `GFNetDynn.forward_early`: an image leaves at the first exit with
 sigmoid(gate) >= threshold, and a gate that is not a number never fires. A table that was filled
-image by image holds the very numbers that the early return computes; in larger batches torch sums
-in another order, which can move a gate by about 1e-7 across a threshold that lies so near.
+image by image holds the very numbers that the early return computes, because it is filled by the
+same calls on tensors of the same shapes; in larger batches torch sums in another order, which can
+move a score by about 1e-7 across a threshold that lies so near.
+
+A file with a table may come from a stranger. It holds no pickles, its arrays are stored without
+compression, so that none is larger in memory than the file on disk, and everything is checked
+before a figure is computed from it.
 """
 
 import itertools
@@ -21,16 +26,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compress.data.image_data import Split
-from compress.errors import UserInputError
+from compress.errors import CompressError, UserInputError
 from compress.files import check_readable, replacing
 from compress.measure.exit_macs import exit_check_macs, macs_per_exit
 from compress.models.early_exit import GFNetDynn, check_thresholds
-from compress.optional import require
 from compress.training.accuracy import evaluation_mode
+from compress.training.progress import progress_bar
 
-__all__ = ["ReplayTable", "Source", "decide", "fill_replay", "load_replay", "save_replay"]
+__all__ = [
+    "ReplayTable",
+    "Source",
+    "decide",
+    "exit_numbers",
+    "fill_replay",
+    "load_replay",
+    "save_replay",
+]
 
-MAX_VALUES = 2**31  # of one array: 8 GB of float32, far above any real table
+FORMAT = "compress.replay/1"
+TYPES = {"logits": "f4", "scores": "f4", "labels": "i8", "macs": "i8", "check_macs": "i8"}
+MAX_DEPTH = 1 << 16
+MAX_MACS = 1 << 53
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,32 +102,27 @@ class ReplayTable:
     @property
     def correct(self) -> NDArray[np.bool_]:
         """(N, E+1), whether each exit is right; of equal logits the first class counts."""
-        found: NDArray[np.bool_] = self.logits.argmax(axis=2) == self.labels[:, None]
-        return found
+        right: NDArray[np.bool_] = self.logits.argmax(axis=2) == self.labels[:, None]
+        return right & ~np.isnan(self.logits).any(axis=2)  # argmax takes NaN for the largest
 
     def subset(self, positions: Sequence[int] | None) -> NDArray[np.int64]:
         """Return the numbers of the exits behind these blocks; None is all.
 
         Raises:
-            UserInputError: the network has no exit behind a block, or one is named twice.
+            UserInputError: as `exit_numbers`.
         """
-        if positions is None:
-            return np.arange(self.exits)
-        unknown = [p for p in positions if p not in self.positions]
-        if unknown or len(set(positions)) != len(positions):
-            raise UserInputError(
-                f"--exits is {','.join(map(str, positions))}; expected some of "
-                f"{','.join(map(str, self.positions))}, each once: the blocks behind which this "
-                "network has a trained exit"
-            )
-        return np.array([self.positions.index(p) for p in sorted(positions)], dtype=np.int64)
+        chosen = self.positions if positions is None else positions
+        return np.array(exit_numbers(chosen, self.positions), dtype=np.int64)
 
     def macs_of(self, exits: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return (E+1,) multiply-adds per exit when only `exits` are checked on the way."""
+        """Return (E+1,) multiply-adds per exit when only `exits` are checked on the way.
+
+        What stands at an exit that is not checked means nothing.
+        """
         skipped = np.ones(self.exits, dtype=bool)
         skipped[exits] = False
         saved = np.concatenate([np.cumsum(self.check_macs * skipped), [0]])
-        saved[-1] = saved[-2] if self.exits else 0
+        saved[-1] = saved[-2]
         return self.macs - saved
 
 
@@ -140,6 +151,28 @@ def decide(
     return fires.argmax(axis=1)
 
 
+def exit_numbers(chosen: Sequence[int], positions: Sequence[int]) -> list[int]:
+    """Return the numbers of the exits behind the blocks `chosen`.
+
+    Args:
+        chosen: blocks, ascending; thresholds that are given one for each stand in this order.
+        positions: the blocks behind which the network has exits, ascending.
+
+    Raises:
+        UserInputError: there is no exit behind a block, none is chosen, one is named twice, or
+            they are out of order.
+    """
+    wanted = list(chosen)
+    known = [position for position in positions if position in wanted]
+    if not wanted or known != wanted:
+        raise UserInputError(
+            f"--exits is {','.join(map(str, wanted))}; expected some of "
+            f"{','.join(map(str, positions))}, each once, ascending: the blocks behind which this "
+            "network has exits"
+        )
+    return [list(positions).index(position) for position in wanted]
+
+
 @torch.inference_mode()
 def fill_replay(
     model: GFNetDynn,
@@ -163,30 +196,28 @@ def fill_replay(
         progress: show a bar on stderr.
 
     Raises:
-        UserInputError: the split is empty.
+        UserInputError: the split is empty, or `batch_size` is below 1.
+        CompressError: the final head gives NaN or infinity.
     """
+    if batch_size < 1:
+        raise UserInputError(f"--batch-size is {batch_size}; expected at least 1")
     if len(split) == 0:
         raise UserInputError(
             f"the {source.split} split of {source.data} is empty; expected at least one image"
         )
-    tqdm = require("tqdm", "progress bars").tqdm
     model.to(device)
-    logits, gates, labels = [], [], []
-    total = -(-len(split) // batch_size)
-    with (
-        evaluation_mode(model),
-        tqdm(total=total, desc="replay", unit="batch", leave=False, disable=not progress) as bar,
-    ):
-        for images, truth in split.batches(batch_size):
-            all_logits, all_gates = model.forward_all(normalize(images.to(device)))
-            logits.append(all_logits.cpu())
-            gates.append(torch.sigmoid(all_gates).cpu())
-            labels.append(truth)
+    parts, total = [], -(-len(split) // batch_size)
+    with evaluation_mode(model), progress_bar(total, "replay", unit="batch", show=progress) as bar:
+        for images, labels in split.batches(batch_size):
+            logits, scores = _all_exits(model, normalize(images.to(device)))
+            parts.append((logits.cpu(), scores.cpu(), labels))
             bar.update()
+    logits, scores, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+    _check_final(logits[:, -1])
     return ReplayTable(
-        logits=torch.cat(logits).numpy(),
-        scores=torch.cat(gates).numpy(),
-        labels=torch.cat(labels).numpy(),
+        logits=logits.numpy(),
+        scores=scores.numpy(),
+        labels=labels.numpy(),
         positions=tuple(model.config["exits"]),
         depth=len(model.blocks),
         macs=np.array(macs_per_exit(model), dtype=np.int64),
@@ -195,21 +226,44 @@ def fill_replay(
     )
 
 
-ARRAYS = ("logits", "scores", "labels", "macs", "check_macs")
-TYPES = {"logits": "f4", "scores": "f4", "labels": "i8", "macs": "i8", "check_macs": "i8"}
+def _all_exits(model: GFNetDynn, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits (B, E+1, K) and scores (B, E): `forward_early` that never leaves.
+
+    `forward_all` computes the same, but in other shapes, and torch rounds a sigmoid of one value
+    otherwise than that of a vector.
+    """
+    x, done = model.embed(images), 0
+    all_logits, scores = [], []
+    for i, position in enumerate(model.config["exits"]):
+        x, done = model.run_blocks(x, done, position + 1), position + 1
+        logits, gate = model.exit_outputs(i, x)
+        all_logits.append(logits)
+        scores.append(torch.sigmoid(gate))
+    all_logits.append(model.classify(model.pool(model.run_blocks(x, done))))
+    return torch.stack(all_logits, dim=1).float(), torch.stack(scores, dim=1).float()
+
+
+def _check_final(logits: Tensor) -> None:
+    """An early exit whose gate is not a number never fires, but nothing stands behind the last."""
+    broken = int((~logits.isfinite()).any(dim=1).sum())
+    if broken:
+        raise CompressError(
+            f"the network gives NaN or infinity for {broken} of {len(logits)} images; check its "
+            "weights and the normalisation, or train with a lower learning rate"
+        )
 
 
 def save_replay(table: ReplayTable, path: Path) -> None:
     """Write a table as .npz, whole or not at all."""
     head = {
+        "format": FORMAT,
         "positions": table.positions,
         "depth": table.depth,
         "source": asdict(table.source),
-        "format": "compress.replay/1",
     }
-    arrays = {name: getattr(table, name) for name in ARRAYS}
+    arrays = {name: getattr(table, name) for name in TYPES}
     with replacing(path) as part, open(part, "wb") as file:
-        np.savez_compressed(file, head=np.array(json.dumps(head)), **arrays)
+        np.savez(file, head=np.array(json.dumps(head)), **arrays)
 
 
 def load_replay(path: Path) -> ReplayTable:
@@ -220,52 +274,68 @@ def load_replay(path: Path) -> ReplayTable:
     """
     check_readable(path, "replay table")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            head = json.loads(str(file["head"]))
-            arrays = {name: _array(file, name) for name in ARRAYS}
-        table = ReplayTable(
-            positions=tuple(int(p) for p in head["positions"]),
-            depth=int(head["depth"]),
-            source=Source(**head["source"]),
-            **arrays,
-        )
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as err:
+        table = _read(path)
+        _check(table)
+    except Exception as err:  # zipfile, zlib, json and numpy raise a dozen kinds
         raise UserInputError(
-            f"replay table {path} cannot be read ({err}); make it again with "
+            f"replay table {path} cannot be used ({' '.join(str(err).split())[:200]}); it is "
+            "damaged or of another kind, so remove it and make it again with "
             "python -m compress.evaluate --replay"
         ) from err
-    _check(table, path)
     return table
+
+
+def _read(path: Path) -> ReplayTable:
+    with zipfile.ZipFile(path) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise ValueError("compressed, which could hide any size")
+    with np.load(path, allow_pickle=False) as file:
+        head = json.loads(str(file["head"]))
+        arrays = {name: _array(file, name) for name in TYPES}
+    if head["format"] != FORMAT:
+        raise ValueError(f"format {head['format']!r}, not {FORMAT}")
+    return ReplayTable(
+        positions=tuple(int(position) for position in head["positions"]),
+        depth=int(head["depth"]),
+        source=Source(**{name: str(text) for name, text in head["source"].items()}),
+        **arrays,
+    )
 
 
 def _array(file: Any, name: str) -> Any:
     array = file[name]
-    if array.dtype != np.dtype(TYPES[name]) or array.size > MAX_VALUES:
-        raise ValueError(f"{name} is {array.dtype} {array.shape}")
+    if array.dtype != np.dtype(TYPES[name]):
+        raise ValueError(f"{name} is of type {array.dtype}, not {np.dtype(TYPES[name])}")
     return array
 
 
-def _check(table: ReplayTable, path: Path) -> None:
+def _check(table: ReplayTable) -> None:
+    _check_shapes(table)
+    labels, scores, macs = table.labels, table.scores, table.macs
+    if not 0 <= labels.min() <= labels.max() < table.logits.shape[2]:
+        raise ValueError("labels beyond the classes")
+    if ((scores < 0) | (scores > 1)).any():  # NaN passes: such a gate never fires
+        raise ValueError("scores outside [0, 1]")
+    if not np.isfinite(table.logits[:, -1]).all():
+        raise ValueError("final logits that are not numbers")
+    rising = (np.diff(macs) > 0).all() and macs[0] > 0 and macs[-1] < MAX_MACS
+    if not rising or (table.check_macs < 0).any() or table.check_macs.sum() >= macs[-1]:
+        raise ValueError("multiply-adds that do not rise from exit to exit")
+
+
+def _check_shapes(table: ReplayTable) -> None:
     images, exits = len(table.labels), len(table.positions)
-    shapes_fit = (
-        table.logits.ndim == 3
-        and table.logits.shape[:2] == (images, exits + 1)
-        and table.scores.shape == (images, exits)
-        and table.labels.shape == (images,)
-        and table.macs.shape == (exits + 1,)
-        and table.check_macs.shape == (exits,)
-        and images > 0
-    )
-    in_order = [*table.positions, table.depth - 1]
-    values_fit = (
-        shapes_fit
-        and all(a < b for a, b in itertools.pairwise(in_order))
-        and 0 <= table.labels.min() <= table.labels.max() < table.logits.shape[2]
-        and bool((np.diff(table.macs) > 0).all())
-        and not bool(((table.scores < 0) | (table.scores > 1)).any())
-    )
-    if not values_fit:
-        raise UserInputError(
-            f"replay table {path} does not fit together ({images} images, {exits} exits, logits "
-            f"{table.logits.shape}); it is damaged, so make it again"
-        )
+    wanted = {
+        "logits": (images, exits + 1, table.logits.shape[-1]),
+        "scores": (images, exits),
+        "labels": (images,),
+        "macs": (exits + 1,),
+        "check_macs": (exits,),
+    }
+    for name, shape in wanted.items():
+        found = getattr(table, name).shape
+        if found != shape or 0 in shape:
+            raise ValueError(f"{name} has shape {found}, not {shape}")
+    blocks = [-1, *table.positions, table.depth - 1]
+    if not all(a < b for a, b in itertools.pairwise(blocks)) or table.depth > MAX_DEPTH:
+        raise ValueError(f"exits behind {table.positions} of {table.depth} blocks")

@@ -1,5 +1,10 @@
-"""Figures at a threshold, and over many: counts first, so that everything adds up exactly."""
+"""Figures at a threshold, and over many: counts first, so that everything adds up exactly.
 
+Percentages are floats of these counts, computed in the order in which the published logs compute
+theirs (share first, then times 100), so that they agree to the last digit.
+"""
+
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -10,8 +15,16 @@ from numpy.typing import NDArray
 
 from compress.errors import UserInputError
 from compress.exits.replay import ReplayTable, decide
+from compress.training.accuracy import Accuracy
 
-__all__ = ["ExitReport", "choose_threshold", "evaluate_at", "parse_sweep", "sweep"]
+__all__ = [
+    "ExitReport",
+    "choose_threshold",
+    "evaluate_at",
+    "parse_sweep",
+    "sweep",
+    "whole_network",
+]
 
 MAX_STEPS = 10_000
 
@@ -48,15 +61,21 @@ class ExitReport:
         return sum(self.counts)
 
     @property
+    def threshold_text(self) -> str:
+        """The threshold where all exits have the same, otherwise one for each."""
+        bars = self.thresholds
+        return ", ".join(map(str, bars[:1] if len(set(bars)) == 1 else bars))
+
+    @property
     def rates(self) -> tuple[float, ...]:
         """Share of the images that leave at each exit, in per cent."""
-        return tuple(100.0 * count / self.images for count in self.counts)
+        return tuple(count / self.images * 100 for count in self.counts)
 
     @property
     def accuracies(self) -> tuple[float | None, ...]:
         """Accuracy of the images that leave at each exit, in per cent; None where none does."""
         pairs = zip(self.correct, self.counts, strict=True)
-        return tuple(100.0 * right / count if count else None for right, count in pairs)
+        return tuple(right / count * 100 if count else None for right, count in pairs)
 
     @property
     def acc1(self) -> float:
@@ -93,9 +112,11 @@ class ExitReport:
             "rates": list(self.rates),
             "accuracies": list(self.accuracies),
             "images": self.images,
+            "correct5": self.correct5,
+            "macs_sum": self.macs_sum,
             "acc1": self.acc1,
             "acc5": self.acc5,
-            "loss": self.loss,
+            "loss": self.loss if math.isfinite(self.loss) else None,
             "expected_macs": self.expected_macs,
             "macs_share": self.macs_share,
         }
@@ -120,8 +141,9 @@ def evaluate_at(
     exits = table.subset(positions)
     taken = decide(table, thresholds, exits=exits)
     logits = table.logits[np.arange(len(table)), taken]  # (N, K)
-    right = logits.argmax(axis=1) == table.labels
+    ahead = _classes_ahead(logits, table.labels)
     places = [*exits.tolist(), table.exits]
+    counts = [int((taken == place).sum()) for place in places]
     macs = table.macs_of(exits)
     bars = [thresholds] * len(exits) if isinstance(thresholds, int | float) else thresholds
     none = np.array([], dtype=np.int64)
@@ -129,11 +151,11 @@ def evaluate_at(
         positions=(*(table.positions[i] for i in exits), table.depth - 1),
         thresholds=tuple(float(bar) for bar in bars),
         depth=table.depth,
-        counts=tuple(int((taken == place).sum()) for place in places),
-        correct=tuple(int(right[taken == place].sum()) for place in places),
-        correct5=_correct5(logits, table.labels),
+        counts=tuple(counts),
+        correct=tuple(int((ahead[taken == place] < 1).sum()) for place in places),
+        correct5=int((ahead < 5).sum()),
         loss_sum=_cross_entropy_sum(logits, table.labels),
-        macs_sum=int(macs[taken].sum()),
+        macs_sum=sum(count * int(macs[i]) for count, i in zip(counts, places, strict=True)),
         full_macs=int(table.macs_of(none)[-1]),
     )
 
@@ -163,6 +185,18 @@ def choose_threshold(table: ReplayTable, values: Sequence[float], *, max_drop: f
     return 1.0 if best is None else best.thresholds[0]
 
 
+def whole_network(table: ReplayTable) -> Accuracy:
+    """Return the accuracy of the final head on all images."""
+    logits = table.logits[:, -1]
+    ahead = _classes_ahead(logits, table.labels)
+    return Accuracy(
+        count=len(table),
+        correct=int((ahead < 1).sum()),
+        correct5=int((ahead < 5).sum()),
+        loss_sum=_cross_entropy_sum(logits, table.labels),
+    )
+
+
 def parse_sweep(text: str) -> list[float]:
     """Return the thresholds of "first:last:step", both ends included, in decimal arithmetic.
 
@@ -185,10 +219,12 @@ def parse_sweep(text: str) -> list[float]:
     return [float(first + i * step) for i in range(steps + 1)]
 
 
-def _correct5(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> int:
-    largest = min(5, logits.shape[1])
-    top = np.argpartition(-logits, largest - 1, axis=1)[:, :largest]
-    return int((top == labels[:, None]).any(axis=1).sum())
+def _classes_ahead(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how many classes stand before the right one (N,); of equal logits the first leads."""
+    own = logits[np.arange(len(labels)), labels][:, None]
+    earlier = np.arange(logits.shape[1]) < labels[:, None]
+    ahead: NDArray[np.int64] = ((logits > own) | ((logits == own) & earlier)).sum(axis=1)
+    return ahead
 
 
 def _cross_entropy_sum(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:

@@ -100,9 +100,9 @@ def exit_metrics(
     positives = gate_targets(best, exits - 1).sum(dim=0)
     figures["gated_cost"] = figures["validation_loss"] + cost_lambda * figures["cost_share"]
     for i in range(exits):
-        figures[f"exit_{i}_acc1"] = 100 * outcomes.correct[:, i].double().mean().item()
+        figures[f"exit_{i}_acc1"] = _percent(outcomes.correct[:, i])
         figures[f"exit_{i}_loss"] = outcomes.losses[:, i].double().mean().item()
-        figures[f"exit_{i}_rate"] = (taken == i).double().mean().item()
+        figures[f"exit_{i}_rate"] = (taken == i).sum().item() / len(taken)
     for i in range(exits - 1):
         figures[f"exit_{i}_positives"] = positives[i].item()
     return figures
@@ -128,7 +128,7 @@ def cheapest_threshold(
     Returns:
         None where no threshold is close enough.
     """
-    final = 100 * outcomes.correct[:, -1].double().mean().item()
+    final = _percent(outcomes.correct[:, -1])
     near = [row for row in sweep if row["acc1"] >= final - largest_drop]
     return min(near, key=lambda row: row["cost_share"])["threshold"] if near else None
 
@@ -137,11 +137,16 @@ def _gated(outcomes: ExitOutcomes, costs: ExitCosts, threshold: float) -> dict[s
     taken = exits_taken(outcomes.gates, threshold)
     chosen = taken.unsqueeze(1)
     return {
-        "acc1": 100 * outcomes.correct.gather(1, chosen).double().mean().item(),
+        "acc1": _percent(outcomes.correct.gather(1, chosen)),
         "validation_loss": outcomes.losses.gather(1, chosen).double().mean().item(),
         "cost_share": costs.shares.double()[taken].mean().item(),
         "macs_share": costs.macs_shares.double()[taken].mean().item(),
     }
+
+
+def _percent(correct: Tensor) -> float:
+    """Accuracy from integer counts, to the bit that of `compress.training.accuracy`."""
+    return 100.0 * int(correct.sum()) / len(correct)
 
 
 def _outcomes(logits: Tensor, gates: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,11 +7,13 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from compress.exits.calibration import (
     calibrate,
+    calibrate_gated,
     expected_calibration_error,
     fit_temperature,
     gate_auroc,
     oracle,
 )
+from compress.exits.replay import decide
 from tests.exits.tables import random_table, table_of
 
 
@@ -89,3 +91,58 @@ def test_calibrate_reports_every_exit():
     assert found[-1].auroc is None
     assert all(each.temperature > 1 for each in found)  # noise is always overconfident
     assert all(each.ece_after < each.ece_before for each in found)
+
+
+def test_equal_confidences_count_the_same_in_any_order():
+    """Saturated networks give the same confidence to most images."""
+    logits, labels = logits_of(0.9, 50, 100)
+    few, their = logits_of(0.6, 10, 20)
+    logits, labels = np.concatenate([logits, few]), np.concatenate([labels, their])
+    wanted = (100 * abs(0.5 - 0.9) + 20 * abs(0.5 - 0.6)) / 120
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(120)
+        error = expected_calibration_error(logits[order], labels[order])
+        assert error == pytest.approx(wanted, abs=1e-6)
+
+
+def test_ece_against_plain_python():
+    rng = np.random.default_rng(3)
+    logits = rng.normal(size=(150, 4)) * 2
+    labels = rng.integers(0, 4, 150)
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    rows = sorted(zip(shares.max(1), shares.argmax(1) == labels, strict=True))
+    bins = [rows[i : i + 10] for i in range(0, 150, 10)]  # no two are equal
+    wanted = sum(abs(sum(right - p for p, right in rows)) for rows in bins) / 150
+    assert expected_calibration_error(logits, labels) == pytest.approx(wanted)
+
+
+def test_the_temperature_of_two_classes_in_closed_form():
+    """With one confidence throughout, T turns it into the accuracy: T = ln-odds / ln(a / (1-a))."""
+    logits, labels = logits_of(0.95, 75, 100)
+    wanted = np.log(0.95 / 0.05) / np.log(0.75 / 0.25)
+    assert fit_temperature(logits, labels) == pytest.approx(wanted, rel=1e-3)
+
+
+def test_gated_calibration_reads_each_image_where_it_leaves():
+    table = random_table(200, 3, 5, 1)
+    exits = calibrate(random_table(300, 3, 5, 0), table)
+    for number, each in enumerate(exits):
+        gated = calibrate_gated(table, np.full(200, number), exits)
+        assert gated.ece_before == each.ece_before
+        assert gated.ece_after == pytest.approx(each.ece_after, rel=1e-5)  # float32 before
+    taken = decide(table, 0.6)
+    gated = calibrate_gated(table, taken, exits)
+    said = table.logits[np.arange(200), taken]
+    cooled = said / np.array([each.temperature for each in exits])[taken][:, None]
+    assert gated.ece_before == expected_calibration_error(said, table.labels)
+    assert gated.ece_after == expected_calibration_error(cooled, table.labels)
+
+
+def test_an_exit_that_gives_nan_has_no_figures():
+    calibration, test = random_table(60, 3, 5, 0), random_table(60, 3, 5, 1)
+    for table in (calibration, test):
+        table.logits[:, 1] = np.nan
+        table.scores[:, 1] = np.nan
+    broken = calibrate(calibration, test)[1]
+    assert (broken.temperature, broken.ece_before, broken.ece_after) == (None, None, None)
+    assert (broken.auroc, broken.acc1) == (None, 0.0)

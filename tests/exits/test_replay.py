@@ -1,11 +1,15 @@
+import contextlib
+import random
+
 import numpy as np
 import pytest
 import torch
 
 from compress.data.spec import load_data
-from compress.errors import UserInputError
+from compress.errors import CompressError, UserInputError
 from compress.exits.replay import decide, fill_replay, load_replay, save_replay
-from compress.models.early_exit import GFNetDynn
+from compress.measure.exit_macs import macs_per_exit
+from compress.models.early_exit import GFNetDynn, with_exits
 from compress.training.accuracy import evaluate_accuracy
 from tests.exits.tables import SOURCE, random_table
 
@@ -63,6 +67,34 @@ def test_the_early_return_takes_the_very_decisions_of_the_table(network, digits)
             assert torch.equal(logits[0], torch.from_numpy(table.logits[n, number]))
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param({"depth": 40}, id="39-exits"),  # enough for torch to take another sigmoid
+        pytest.param({"depth": 4, "distilled": True}, id="two-heads"),
+        pytest.param({"depth": 4, "distilled": True, "exit_dist_heads": False}, id="mean-token"),
+    ],
+)
+def test_scores_are_those_of_the_early_return_to_the_last_bit(config, digits):
+    torch.manual_seed(1)
+    exits = config["depth"] - 1
+    model = GFNetDynn(
+        exits=range(exits), image_size=16, patch_size=4, width=8, num_classes=10, **config
+    ).eval()
+    for head, gate in zip(model.intermediate_heads, model.gates, strict=True):
+        head.weight.data.normal_(0, 1)
+        gate.linear.weight.data.normal_(0, 2)
+    split = First(digits.splits["test"], 2)
+    table = fill(model, split, digits, batch_size=1)
+    for n, (image, _) in enumerate(split.batches(1)):
+        inputs = digits.normalize(image)
+        for i, score in enumerate(table.scores[n].tolist()):
+            never = [1.0] * (exits - i - 1)
+            assert model.forward_early(inputs, [1.0] * i + [score] + never)[1] == i
+            above = float(np.nextafter(np.float32(score), np.float32(2)))
+            assert model.forward_early(inputs, [1.0] * i + [above] + never)[1] == exits
+
+
 def test_batches_differ_only_where_a_score_touches_the_threshold(network, digits):
     split = First(digits.splits["test"], 100)
     one, many = (fill(network, split, digits, batch_size=size) for size in (1, 64))
@@ -87,6 +119,9 @@ def test_costs_of_a_subset_leave_out_the_other_exits(network, digits):
     assert table.check_macs.tolist() == [head_and_gate] * 3
     assert alone[1] == table.macs[1] - head_and_gate
     assert alone[-1] == table.macs[-1] - 2 * head_and_gate
+    for positions in ([1], [0, 2], [0, 1, 2]):
+        costs = table.macs_of(table.subset(positions))[[*positions, 3]]
+        assert costs.tolist() == macs_per_exit(with_exits(network, positions))
 
 
 def test_round_trip(tmp_path):
@@ -98,7 +133,11 @@ def test_round_trip(tmp_path):
     assert (found.positions, found.depth, found.source) == (table.positions, 4, table.source)
 
 
-@pytest.mark.parametrize("damage", ["truncate", "pickle", "labels", "shape", "type", "order"])
+@pytest.mark.parametrize(
+    "damage",
+    ["truncate", "pickle", "labels", "shape", "type", "order", "scores", "nan", "head", "depth",
+     "format"],
+)  # fmt: skip
 def test_damaged_tables(tmp_path, damage):
     path = tmp_path / "t.npz"
     table = random_table(20, 3, 5, 0)
@@ -116,13 +155,67 @@ def test_damaged_tables(tmp_path, damage):
             content["scores"] = content["scores"][:-1]
         elif damage == "type":
             content["logits"] = content["logits"].astype(np.float64)
+        elif damage == "scores":
+            content["scores"][0, 0] = 1.5
+        elif damage == "nan":
+            content["logits"][0, -1] = np.nan
+        elif damage == "head":
+            content["head"] = np.array("[" * 100_000)
+        elif damage == "depth":
+            content["head"] = np.array(str(content["head"]).replace('"depth": 4', '"depth": 9e15'))
+        elif damage == "format":
+            content["head"] = np.array(str(content["head"]).replace("replay/1", "replay/2"))
         else:
             content["macs"] = content["macs"][::-1]
         np.savez(path, **content)
-    with pytest.raises(UserInputError, match=r"t\.npz (cannot be read|does not fit together)"):
+    with pytest.raises(
+        UserInputError, match=r"replay table .*t\.npz cannot be used .* make it again"
+    ):
         load_replay(path)
 
 
 def test_an_empty_split(network, digits):
     with pytest.raises(UserInputError, match="split of made up is empty"):
         fill(network, First(digits.splits["test"], 0), digits, batch_size=4)
+
+
+def test_a_small_file_cannot_ask_for_much_memory(tmp_path):
+    table = random_table(20, 3, 5, 0)
+    save_replay(table, tmp_path / "t.npz")
+    with np.load(tmp_path / "t.npz") as file:
+        content = {**file, "logits": np.zeros((2_000_000, 4, 5), dtype=np.float32)}
+    np.savez_compressed(tmp_path / "t.npz", **content)
+    assert (tmp_path / "t.npz").stat().st_size < 2**20
+    with pytest.raises(UserInputError, match="compressed, which could hide any size"):
+        load_replay(tmp_path / "t.npz")
+
+
+def test_random_damage_is_bad_input_and_nothing_else(tmp_path):
+    path = tmp_path / "t.npz"
+    save_replay(random_table(20, 3, 5, 0), path)
+    whole, draw = path.read_bytes(), random.Random(0)
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for _ in range(draw.choice([1, 3, 20])):
+            damaged[draw.randrange(len(damaged))] = draw.randrange(256)
+        path.write_bytes(
+            damaged[: draw.randrange(len(damaged))] if draw.random() < 0.3 else damaged
+        )
+        with contextlib.suppress(UserInputError):  # anything else is a failure
+            load_replay(path)
+
+
+def test_a_broken_exit_never_fires_and_is_never_right(digits, network):
+    broken = with_exits(network, [0, 1, 2])
+    torch.nn.init.constant_(broken.intermediate_heads[1].bias, float("nan"))
+    table = fill(broken, First(digits.splits["test"], 50), digits, batch_size=16)
+    assert np.isnan(table.scores[:, 1]).all()
+    assert 1 not in decide(table, 0.0, exits=np.array([1, 2]))
+    assert not table.correct[:, 1].any()
+
+
+def test_a_broken_final_head_is_an_error(digits, network):
+    broken = with_exits(network, [0, 1, 2])
+    torch.nn.init.constant_(broken.head.bias, float("nan"))
+    with pytest.raises(CompressError, match="NaN or infinity for 8 of 8 images"):
+        fill(broken, First(digits.splits["test"], 8), digits, batch_size=4)

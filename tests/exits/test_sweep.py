@@ -1,89 +1,17 @@
 import math
+from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import top_k_accuracy_score
 
 from compress.errors import UserInputError
-from compress.exits.log_text import deployment_block, sweep_block
 from compress.exits.replay import decide
-from compress.exits.sweep import evaluate_at, parse_sweep, sweep
+from compress.exits.sweep import evaluate_at, parse_sweep, sweep, whole_network
 from tests.exits.tables import random_table, table_of
-
-# The deployed networks of the published logs: positions, images and accuracy (%) per exit, the
-# accuracy that the log prints, and the true multiply-adds (M) and their share of the whole network.
-LOGS = {
-    "RESISC45": {
-        "positions": (4, 5, 7),
-        "counts": (1392, 1995, 2266, 647),
-        "accuracies": (99.78448275862068, 98.64661654135338, 96.954986760812, 79.44358578052551),
-        "rates": (22.095238095238095, 31.666666666666664, 35.96825396825397, 10.269841269841269),
-        "acc1": "96.317",
-        "mmacs": (75.50, 304.18, 2240, 60.1),
-    },
-    "UC Merced": {
-        "positions": (7, 8, 9),
-        "counts": (139, 67, 153, 61),
-        "accuracies": (100.0, 100.0, 98.0392156862745, 95.08196721311475),
-        "rates": (33.095238095238095, 15.95238095238095, 36.42857142857142, 14.523809523809526),
-        "acc1": "98.571",
-        "mmacs": (75.50, 304.18, 2956, 79.3),
-    },
-    "CIFAR-10": {
-        "positions": (7, 8, 9),
-        "counts": (1944, 3580, 3178, 1298),
-        "accuracies": (100.0, 99.72067039106145, 99.46507237256135, 90.13867488443759),
-        "rates": (19.439999999999998, 35.8, 31.78, 12.98),
-        "acc1": "98.450",
-        "mmacs": (57.80, 232.82, 2273, 79.7),
-    },
-}
-
-
-def logged(name: str):
-    log = LOGS[name]
-    pairs = zip(log["counts"], log["accuracies"], strict=True)
-    correct = [round(count * accuracy / 100) for count, accuracy in pairs]
-    stem, block, _, _ = log["mmacs"]
-    return table_of(
-        log["positions"], log["counts"], correct,
-        first_macs=round(stem * 1e6), block_macs=round(block * 1e6),
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("name", LOGS)
-def test_the_deployment_block_of_the_log(name):
-    log, report = LOGS[name], evaluate_at(logged(name), 0.8)
-    text = deployment_block(report)
-    assert f"* Acc@1 {log['acc1']} Acc@5 " in text
-    accuracies, counts, rates = (eval(line) for line in text.splitlines()[2:5])
-    places = [*log["positions"], 11]
-    assert [counts[place] for place in places] == list(log["counts"])
-    assert sum(counts) == sum(log["counts"])
-    assert [accuracies[place] for place in places] == pytest.approx(log["accuracies"], abs=1e-12)
-    assert [rates[place] for place in places] == pytest.approx(log["rates"], abs=1e-12)
-    assert len(counts) == len(rates) == len(accuracies) == 12
-
-
-@pytest.mark.parametrize("name", LOGS)
-def test_the_true_multiply_adds_of_the_log(name):
-    _, _, mmacs, share = LOGS[name]["mmacs"]
-    report = evaluate_at(logged(name), 0.8)
-    assert report.expected_macs / 1e6 == pytest.approx(mmacs, abs=0.5)
-    assert 100 * report.macs_share == pytest.approx(share, abs=0.05)
-
-
-def test_the_sweep_block():
-    lines = sweep_block(evaluate_at(logged("UC Merced"), 0.75)).splitlines()
-    assert lines[0] == "****************0.75****************"
-    assert lines[1] == "Exiting Layer0:[0.0/0]"
-    assert lines[8].startswith("Exiting Layer7:[33.09523809523809")
-    assert lines[8].endswith("/100.0]")
-    assert lines[13].startswith("acc_val=98.57142857142857,total_GMACs=2.95")
-    assert lines[14] == lines[0]
-    assert lines[15].startswith("threshold:0.75-->expected_acc:98.57142857142857<=>expected_GMACs")
-    assert lines[16:] == ["420", "414"]
 
 
 def plain(table, thresholds, exits):
@@ -125,13 +53,40 @@ def test_decisions_and_figures_against_plain_python(seed, data):
 @given(seed=st.integers(0, 999), bar=st.floats(0, 1))
 def test_rates_times_accuracies_are_the_accuracy_exactly(seed, bar):
     report = evaluate_at(random_table(40, 4, 3, seed), bar)
-    parts = [
-        count * (accuracy or 0) / 100
-        for count, accuracy in zip(report.counts, report.accuracies, strict=True)
-    ]
-    assert round(sum(parts)) == sum(report.correct)
-    assert sum(parts) == pytest.approx(sum(report.correct), abs=1e-9)
-    assert sum(report.rates) == pytest.approx(100)
+    rates = [Fraction(count, report.images) for count in report.counts]
+    pairs = zip(report.correct, report.counts, strict=True)
+    accuracies = [Fraction(right, count) if count else 0 for right, count in pairs]
+    whole = Fraction(sum(report.correct), report.images)
+    assert sum(report.counts) == report.images == 40
+    assert sum(rates) == 1
+    assert sum(r * a for r, a in zip(rates, accuracies, strict=True)) == whole
+    assert report.acc1 == pytest.approx(float(100 * whole), rel=1e-15)
+    for told, exact in zip(report.rates, rates, strict=True):
+        assert told == pytest.approx(float(100 * exact), rel=1e-15)
+    for told, exact, count in zip(report.accuracies, accuracies, report.counts, strict=True):
+        assert (told is None) == (count == 0)
+        assert told is None or told == pytest.approx(float(100 * exact), rel=1e-15)
+
+
+def test_equal_logits_never_make_five_guesses_worse_than_one():
+    table = table_of((0,), (12, 12), (6, 6), classes=12, depth=2)
+    table.logits[:] = 0.0  # the first class leads, so labels 0 … 4 are among the first five
+    report = evaluate_at(table, 0.5)
+    assert sum(report.correct) == 2
+    assert report.correct5 == 10
+    assert whole_network(table).correct5 == 10
+
+
+def test_the_whole_network_is_the_final_head():
+    table = random_table(60, 3, 7, 2)
+    whole = whole_network(table)
+    nobody = evaluate_at(replace(table, scores=np.zeros_like(table.scores)), 0.5)
+    assert (whole.count, whole.correct, whole.correct5) == (
+        60, sum(nobody.correct), nobody.correct5
+    )  # fmt: skip
+    assert whole.loss == pytest.approx(nobody.loss)
+    labels, logits = table.labels, table.logits[:, -1]
+    assert whole.correct5 == round(60 * top_k_accuracy_score(labels, logits, k=5, labels=range(7)))
 
 
 def test_a_higher_threshold_never_costs_less():
@@ -175,6 +130,7 @@ def test_bad_thresholds_and_exits():
     for bars in (1.1, -0.1, float("nan"), [0.5, 0.5]):
         with pytest.raises(UserInputError, match="threshold"):
             evaluate_at(table, bars)
-    for positions in ([0, 0], [3], [-1]):
+    # Out of order, thresholds that are given one each would go to the wrong exits.
+    for positions in ([0, 0], [3], [-1], [], [1, 0]):
         with pytest.raises(UserInputError, match="--exits is"):
             evaluate_at(table, 0.5, positions=positions)

@@ -48,6 +48,13 @@ def test_a_gate_that_is_not_a_number_never_fires() -> None:
     assert exits_taken(torch.zeros(1, 2), 0.5).tolist() == [0]  # reached counts as fired
 
 
+def test_a_gate_a_rounding_below_the_threshold_decides_as_in_the_early_return() -> None:
+    around = torch.linspace(0.8472, 0.8474, 20_001)  # logits of about 0.7
+    gate = around[torch.sigmoid(around) == torch.tensor(0.7)][0]
+    assert torch.sigmoid(gate).item() < 0.7  # which float32 cannot hold
+    assert exits_taken(gate.view(1, 1), 0.7).tolist() == [1]
+
+
 def test_the_decisions_are_those_of_the_early_return() -> None:
     model, data = tiny_dynn(), exit_data()
     split = data.splits["test"]

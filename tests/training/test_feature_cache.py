@@ -286,7 +286,7 @@ def test_an_empty_split_and_a_folder_that_is_a_file(tmp_path: Path) -> None:
     with pytest.raises(UserInputError, match="no images in the split 'validation'"):
         cache(model, exit_data(validation=0), tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserInputError, match="cache folder .* cannot be written"):
+    with pytest.raises(UserInputError, match=r"cache folder .* cannot be written"):
         cache(model, exit_data(), tmp_path / "file")
 
 
