@@ -3,12 +3,16 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from compress.cli import HelpFormatter, add_common_options, print_json, run_door
+from compress.errors import UserInputError
 from compress.finetune_options import (
     add_distillation,
+    add_exits,
     add_settings,
     distillation_config,
+    exit_config,
     training_config,
 )
 
@@ -27,6 +31,9 @@ classes, then let it teach a new network, plain or with a distillation token:
       --from-scratch gfnet_12_192 --teacher teacher/best.pth
   python -m compress.finetune --data folder:NWPU-RESISC45 --preset gfnet \\
       --from-scratch gfnet_distil_12_192 --teacher teacher/best.pth --distillation hard
+
+to give a trained GFNet early exits behind the blocks 7, 8 and 9:
+  python -m compress.finetune --data folder:NWPU-RESISC45 --exits 7,8,9 teacher/best.pth
 
 writes into vgg16.finetuned/, or gfnet_12_192.trained/ from scratch: best.pth and last.pth
 (compress.load opens them), metrics.jsonl, report.json. A run that was interrupted goes on when the
@@ -66,16 +73,49 @@ def _parser() -> argparse.ArgumentParser:
     words = "discard the run that is in the folder"
     again.add_argument("--fresh", "--force", action="store_true", help=words)
     add_distillation(parser)
+    add_exits(parser)
     add_settings(parser)
     add_common_options(parser)
     return parser
 
 
 def _work(options: argparse.Namespace) -> int:
+    report = _trained(options) if options.exits is None else _with_exits(options)
+    if report is None:  # not the main process
+        return 0
+    if options.json:
+        print_json(report.to_dict())
+    else:
+        print(report.to_text())
+    return 0
+
+
+def _with_exits(options: argparse.Namespace) -> Any:
+    config = exit_config(options)
+    if options.checkpoint is None:
+        raise UserInputError("--exits was given without a checkpoint; expected a trained GFNet")
+    from compress.training.exit_job import ExitJob, train_exits_checkpoint
+
+    return train_exits_checkpoint(
+        ExitJob(
+            checkpoint=options.checkpoint,
+            data=options.data,
+            exits=options.exits,
+            config=config,
+            output=options.output,
+            image_size=options.image_size,
+            device=options.device,
+            fresh=options.fresh,
+            progress=not options.quiet,
+        )
+    )
+
+
+def _trained(options: argparse.Namespace) -> Any:
     config, distillation = training_config(options), distillation_config(options)
     from compress.training.job import FinetuneJob, finetune_checkpoint
 
-    report = finetune_checkpoint(
+    return finetune_checkpoint(
         FinetuneJob(
             checkpoint=options.checkpoint,
             from_scratch=options.from_scratch,
@@ -96,13 +136,6 @@ def _work(options: argparse.Namespace) -> int:
             unsafe_pickle=options.unsafe_pickle,
         )
     )
-    if report is None:  # not the main process
-        return 0
-    if options.json:
-        print_json(report.to_dict())
-    else:
-        print(report.to_text())
-    return 0
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,9 +12,18 @@ from typing import Any
 from compress.errors import UserInputError
 from compress.training.config import OPTIMIZERS, PRECISIONS, SCHEDULES, TrainingConfig
 from compress.training.distillation_config import DISTILLATIONS, DistillationConfig
+from compress.training.exit_config import ExitTrainingConfig
 from compress.training.presets import AUGMENTATIONS, TRAINING_PRESETS, preset_config
 
-__all__ = ["add_distillation", "add_settings", "distillation_config", "names", "training_config"]
+__all__ = [
+    "add_distillation",
+    "add_exits",
+    "add_settings",
+    "distillation_config",
+    "exit_config",
+    "names",
+    "training_config",
+]
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -25,6 +34,11 @@ def names(text: str) -> tuple[str, ...]:
 def epochs(text: str) -> tuple[int, ...]:
     """Return the numbers between commas."""
     return tuple(int(epoch) for epoch in names(text))
+
+
+def blocks(text: str) -> tuple[int, ...]:
+    """Return the block indices between commas."""
+    return tuple(int(block) for block in names(text))
 
 
 COUNT: dict[str, Any] = {"type": int, "metavar": "N"}
@@ -76,6 +90,12 @@ DISTILLATION: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+# The same of early exits.
+EXITS: dict[str, tuple[dict[str, Any], str]] = {
+    "cost_lambda": (NUMBER, "what the whole network's cost weighs against one nat; more, earlier"),
+}
+
+
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Add what `training_config` reads, and the choice of the augmentation."""
     group = parser.add_argument_group("training")
@@ -94,6 +114,33 @@ def add_distillation(parser: argparse.ArgumentParser) -> None:
     words = "function that builds a teacher of your own"
     group.add_argument("--teacher-model", metavar="MODULE:FACTORY", default=None, help=words)
     _add(group, DISTILLATION, _defaults(DistillationConfig))
+
+
+def add_exits(parser: argparse.ArgumentParser) -> None:
+    """Add what `exit_config` reads, and where the exits stand."""
+    group = parser.add_argument_group("early exits, of a GFNet")
+    words = (
+        "train a head and a gate behind each of these blocks, counted from 0, such as 7,8,9; the "
+        "rest of the network stays as it is"
+    )
+    group.add_argument("--exits", type=blocks, metavar="BLOCKS", default=None, help=words)
+    _add(group, EXITS, _defaults(ExitTrainingConfig))
+
+
+def exit_config(options: argparse.Namespace) -> ExitTrainingConfig:
+    """Return the settings of the training of exits, those that were given and the defaults.
+
+    Raises:
+        UserInputError: a setting is out of range, or an option does not go with exits.
+    """
+    others = ("teacher", "from_scratch", "preset", "augment", "new_head", "model", "resume")
+    for name in others:
+        if getattr(options, name):
+            raise UserInputError(
+                f"--{name.replace('_', '-')} was given with --exits; expected one of the two, as "
+                "exits are trained on a finished network"
+            )
+    return ExitTrainingConfig(**_given(options, _defaults(ExitTrainingConfig)))
 
 
 def training_config(options: argparse.Namespace) -> TrainingConfig:

@@ -1,11 +1,11 @@
 """The table that a chain ends with: every network's size, accuracy, multiply-adds and latency.
 
 A chain that slims gets one row per ratio; any other gets one per network, as the published logs of
-early-exit networks end. A network with exits is timed as it is used: image by image, each leaving
-where its gate says, and what is told is the mean.
+early-exit networks end. With exits the time depends on the image, so there all networks are timed
+over the same images, one by one, each leaving where its gate says; what is told is the time of an
+image on average, as the median over many such rounds.
 """
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from compress.checkpoint import load
 from compress.export.onnx_file import onnx_session, session_runner
-from compress.measure.latency import Subject, measure_latency
+from compress.measure.latency import Latency, Subject, measure_latency
 from compress.measure.macs import count
 from compress.measure.versions import hardware, versions
 from compress.models.early_exit import GFNetDynn
@@ -43,19 +43,21 @@ def compare_networks(context: Context, images: Tensor, *, seconds: float) -> dic
         network: {kind: context.inputs[name] for kind, name in tasks.items()}
         for network, tasks in options["history"].items()
     }
+    dynamic = any("evaluate" in tasks for tasks in outcomes.values())
+    timed = images if dynamic else images[:1]
     subjects: dict[str, Subject] = {}
     for network, model in models.items():
-        subjects[f"{network}/torch"] = _torch_subject(model, images, outcomes[network])
+        subjects[f"{network}/torch"] = _one_by_one(model, timed, outcomes[network])
         if "export" in outcomes[network]:
             session = onnx_session(outcomes[network]["export"].path("onnx"))
-            subjects[f"{network}/onnx"] = session_runner(session, images[:1])
-    times = measure_latency(subjects, max_seconds=seconds)
+            subjects[f"{network}/onnx"] = session_runner(session, timed)
+    times = measure_latency(subjects, max_seconds=seconds, min_iterations=5)
     shape = (images.shape[1], images.shape[2], images.shape[3])
     rows: list[Row] = []
     for network, model in models.items():
         counts = count(model, shape)
         latency = {
-            kind: times[f"{network}/{kind}"].to_dict()
+            kind: _per_image(times[f"{network}/{kind}"], len(timed))
             for kind in ("torch", "onnx")
             if f"{network}/{kind}" in times
         }
@@ -64,12 +66,24 @@ def compare_networks(context: Context, images: Tensor, *, seconds: float) -> dic
     return {"schema": SCHEMA, "rows": rows, "versions": versions(), "hardware": hardware()}
 
 
-def _torch_subject(model: nn.Module, images: Tensor, own: dict[str, Outcome]) -> Subject:
+def _one_by_one(
+    model: nn.Module, images: Tensor, own: dict[str, Outcome]
+) -> Callable[[], list[Any]]:
+    """Return a function that runs the network on every image by itself."""
+    single = images.split(1)
     if not isinstance(model, GFNetDynn) or "evaluate" not in own:
-        return model, images[:1]
+        return lambda: [model(image) for image in single]
     threshold = own["evaluate"].figures["threshold"]
-    following = itertools.cycle(images.split(1))
-    return lambda: model.forward_early(next(following), threshold)
+    return lambda: [model.forward_early(image, threshold) for image in single]
+
+
+def _per_image(latency: Latency, images: int) -> dict[str, float | int]:
+    """The figures of a round divided by its images; counts stay what they are."""
+    counts = ("iterations", "threads")
+    return {
+        name: value if name in counts else value / images
+        for name, value in latency.to_dict().items()
+    }
 
 
 def _history(own: dict[str, Outcome], all_outcomes: dict[str, dict[str, Outcome]]) -> Row:
@@ -107,8 +121,7 @@ def _macs(row: Row) -> float:
 def _latency(row: Row, kind: str) -> str:
     if kind not in row["latency_ms"]:
         return "-"
-    statistic = "mean" if "expected_macs" in row else "median"
-    return f"{row['latency_ms'][kind][statistic]:.3f}"
+    return f"{row['latency_ms'][kind]['median']:.3f}"
 
 
 # Heading, and what stands below it for a row of the table.
@@ -165,4 +178,4 @@ def _note(table: dict[str, Any], *, dynamic: bool) -> str:
         f"{latency['iterations']} runs in turn, batch 1, {latency['threads']} threads, "
         f"{table['hardware']['cpu']}"
     )
-    return note + "; with exits: expected MACs and mean latency of an image" if dynamic else note
+    return note + "; MACs and latency of an image on average" if dynamic else note

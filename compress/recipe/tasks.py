@@ -43,7 +43,7 @@ from compress.training.transfer import build_student
 __all__ = ["work_of"]
 
 PARITY_IMAGES = 32
-TIMED_IMAGES = 128  # whose real exits decide how long an image takes on average
+TIMED_IMAGES = 64  # whose real exits decide how long an image takes on average
 
 
 def work_of(recipe: Recipe, data: ImageData, *, progress: bool = True) -> dict[str, Work]:

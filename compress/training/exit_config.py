@@ -28,8 +28,9 @@ class ExitTrainingConfig(TrainingConfig):
             least 0. Higher means earlier exits.
         regime: "frozen" leaves the backbone as it is and alternates between gates and heads;
             "mixed" trains everything at once, the backbone slowly (arXiv 2407.14320).
-        classifier_loss: what the heads minimise, see `exit_objectives.classifier_loss`; None is
-            "expected" for "frozen" and "uniform" for "mixed".
+        classifier_loss: what the heads minimise, see `exit_objectives.classifier_loss`. The gates'
+            weighting, "expected" or "normalised", is JEI-DNN's intent; on little data "uniform" is
+            safer, as heads that seldom are left at hardly learn under the others.
         phase_steps: optimizer steps from gates to heads and back; None is an epoch each.
         head_warmup_epochs: longest warm-up of the heads; 0 leaves it out.
         head_warmup_patience: epochs without a gain on validation after which a head is restored to
@@ -51,7 +52,7 @@ class ExitTrainingConfig(TrainingConfig):
     lr: float = 0.01
     cost_lambda: float = 0.5
     regime: str = "frozen"
-    classifier_loss: str | None = None
+    classifier_loss: str = "uniform"
     phase_steps: int | None = None
     head_warmup_epochs: int = 30
     head_warmup_patience: int = 3
@@ -65,13 +66,9 @@ class ExitTrainingConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        losses = (*CLASSIFIER_LOSSES, None)
         self._expect("regime", self.regime in REGIMES, f"one of {', '.join(REGIMES)}")
-        self._expect(
-            "classifier_loss",
-            self.classifier_loss in losses,
-            f"one of {', '.join(map(str, losses))}",
-        )
+        known = self.classifier_loss in CLASSIFIER_LOSSES
+        self._expect("classifier_loss", known, f"one of {', '.join(CLASSIFIER_LOSSES)}")
         for name, least in _COUNTS.items():
             self._expect(name, self._is_count(name, least), f"an integer of at least {least}")
         for name, (low, high) in _RANGES.items():
@@ -80,11 +77,6 @@ class ExitTrainingConfig(TrainingConfig):
         for name in ("gate_lr_scale", "backbone_lr_scale", "distillation_temperature"):
             self._expect(name, getattr(self, name) > 0, "a number above 0")
         self._expect("sparsity_lambda", self.sparsity_lambda == 0, "0, as exits have no γ")
-
-    @property
-    def heads_minimise(self) -> str:
-        """The classifier loss with its default resolved."""
-        return self.classifier_loss or ("uniform" if self.regime == "mixed" else "expected")
 
     def for_warmup(self) -> "ExitTrainingConfig":
         """Return the settings of the warm-up of the heads."""

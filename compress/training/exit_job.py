@@ -126,6 +126,20 @@ class ExitReport:
             "files": {"best": str(self.result.best)},
         }
 
+    def to_text(self) -> str:
+        """Return the figures for a console."""
+        positions = ", ".join(map(str, self.exits))
+        at = "no threshold keeps the accuracy" if self.threshold is None else f"{self.threshold:g}"
+        lines = [f"exits behind blocks {positions}; threshold chosen on calibration data: {at}"]
+        lines.append("accuracy     whole network   with exits   MACs of the whole")
+        for split, figures in self.metrics.items():
+            lines.append(
+                f"{split:10}   {self.before[split].acc1:12.2f}%   {figures['acc1']:9.2f}%   "
+                f"{figures['macs_share']:16.1%}"
+            )
+        lines.append(f"written: {self.result.best}")
+        return "\n".join(lines)
+
 
 def train_exits_checkpoint(job: ExitJob, data: ImageData | None = None) -> ExitReport | None:
     """Train the exits of a checkpoint; best.pth and report.json go into the folder of the run.

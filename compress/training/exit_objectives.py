@@ -65,7 +65,7 @@ def joint_objective(
     def objective(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         logits, gates = model(batch.images)  # (B, E+1, K), (B, E)
         losses = _distilled_losses(logits, batch.targets, config)
-        heads = classifier_loss(losses, exit_probabilities(gates.detach()), config.heads_minimise)
+        heads = classifier_loss(losses, exit_probabilities(gates.detach()), config.classifier_loss)
         with torch.no_grad():
             plain = exit_losses(logits, batch.targets)
             best = best_exits(plain, costs.shares.to(plain.device), config.cost_lambda)

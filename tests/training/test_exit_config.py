@@ -32,13 +32,6 @@ def test_settings_that_cannot_be(settings: dict[str, Any], message: str) -> None
     assert found.value.exit_code == 3
 
 
-def test_what_the_heads_minimise_by_default() -> None:
-    assert ExitTrainingConfig().heads_minimise == "expected"
-    assert ExitTrainingConfig(regime="mixed").heads_minimise == "uniform"
-    given = ExitTrainingConfig(regime="mixed", classifier_loss="normalised")
-    assert given.heads_minimise == "normalised"
-
-
 def test_the_warmup_keeps_its_learning_rate_and_ties_no_head_to_another() -> None:
     config = ExitTrainingConfig(head_warmup_epochs=7, clip_grad_norm=1.0, warmup_epochs=2)
     warmup = config.for_warmup()

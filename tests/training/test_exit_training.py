@@ -165,7 +165,7 @@ def test_an_augmentation_reaches_the_network_and_rules_the_cache_out(tmp_path: P
     "settings",
     [
         {"distillation_alpha": 0.5},
-        {"classifier_loss": "uniform"},
+        {"classifier_loss": "expected"},
         {"classifier_loss": "normalised"},
         {"phase_steps": 1},
         {"cost_lambda": 3.0},
