@@ -1,6 +1,7 @@
-"""Give a GFNet checkpoint early exits: read, add exits, train, choose a threshold, report.
+"""Give a GFNet checkpoint early exits: read, add exits, train, suggest a threshold, report.
 
-Recipes call this; the threshold is chosen on "calibration", and "test" is only measured.
+Recipes call this. The suggestion comes from "calibration"; "test" is only measured, at the
+threshold of the settings.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,7 +51,8 @@ class ExitJob:
         config: settings of the training; its seed also divides the data and draws new heads.
         costs: by exit, the whole network's last; None for multiply-adds.
         augment: settings of the augmentation; None for none, so that features are cached.
-        largest_drop: points of accuracy below the final head that the chosen threshold may cost.
+        largest_drop: points of accuracy below the final head's on "calibration" that the suggested
+            threshold may cost. Few images tell a small drop badly.
         output: folder of the run; None names it after the checkpoint.
         cache_dir: folder of cached features, which runs may share; None puts it into the run.
         image_size: side in pixels; None is the network's.
@@ -65,7 +67,7 @@ class ExitJob:
     config: ExitTrainingConfig = field(default_factory=ExitTrainingConfig)
     costs: tuple[float, ...] | None = None
     augment: AugmentConfig | None = None
-    largest_drop: float = 0.5
+    largest_drop: float = 0.0
     output: Path | None = None
     cache_dir: Path | None = None
     image_size: int | None = None
@@ -88,8 +90,8 @@ class ExitReport:
         exits: 0-based block positions.
         before: accuracy by split of the network as it came, by its final head.
         calibration: figures by threshold on "calibration".
-        threshold: the cheapest there within the drop that was allowed, or None.
-        metrics: figures by split at that threshold, or at the configured one where it is None.
+        suggested_threshold: the cheapest there within the drop that was allowed, or None.
+        metrics: figures by split at the threshold of the settings.
         source: path and sha256 of the checkpoint.
         data: name and sha256.
         settings: of the job.
@@ -99,7 +101,7 @@ class ExitReport:
     exits: tuple[int, ...]
     before: Mapping[str, Accuracy]
     calibration: Sequence[Mapping[str, float]]
-    threshold: float | None
+    suggested_threshold: float | None
     metrics: Mapping[str, Mapping[str, float]]
     source: dict[str, Any]
     data: dict[str, Any]
@@ -121,7 +123,7 @@ class ExitReport:
             "epochs_run": self.result.main.epochs_run,
             "best": self.result.metrics,
             "calibration": [dict(row) for row in self.calibration],
-            "threshold": self.threshold,
+            "suggested_threshold": self.suggested_threshold,
             "metrics": {split: dict(figures) for split, figures in self.metrics.items()},
             "files": {"best": str(self.result.best)},
         }
@@ -129,9 +131,13 @@ class ExitReport:
     def to_text(self) -> str:
         """Return the figures for a console."""
         positions = ", ".join(map(str, self.exits))
-        at = "no threshold keeps the accuracy" if self.threshold is None else f"{self.threshold:g}"
-        lines = [f"exits behind blocks {positions}; threshold chosen on calibration data: {at}"]
-        lines.append("accuracy     whole network   with exits   MACs of the whole")
+        suggested = self.suggested_threshold
+        better = "none keeps the accuracy" if suggested is None else f"suggested: {suggested:g}"
+        at = f"threshold {self.settings['threshold']:g} (by calibration data, {better})"
+        lines = [
+            f"exits behind blocks {positions}, {at}",
+            "accuracy     whole network   with exits   MACs of the whole",
+        ]
         for split, figures in self.metrics.items():
             lines.append(
                 f"{split:10}   {self.before[split].acc1:12.2f}%   {figures['acc1']:9.2f}%   "
@@ -252,13 +258,12 @@ def _report(
 ) -> ExitReport:
     calibration = _outcomes(job, model, data, "calibration")
     sweep = threshold_sweep(calibration, result.costs, THRESHOLDS)
-    threshold = cheapest_threshold(sweep, calibration, largest_drop=job.largest_drop)
-    at = job.config.threshold if threshold is None else threshold
+    suggested = cheapest_threshold(sweep, calibration, largest_drop=job.largest_drop)
     metrics = {
         split: exit_metrics(
             _outcomes(job, model, data, split),
             result.costs,
-            threshold=at,
+            threshold=job.config.threshold,
             cost_lambda=job.config.cost_lambda,
         )
         for split in _measured(data)
@@ -269,7 +274,7 @@ def _report(
         exits=tuple(model.config["exits"]),
         before=before,
         calibration=sweep,
-        threshold=threshold,
+        suggested_threshold=suggested,
         metrics=metrics,
         source=source,
         data={"name": data.name, "sha256": data.sha256},

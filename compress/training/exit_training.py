@@ -247,12 +247,18 @@ class _Source:
     def read_by(self, model: GFNetDynn) -> Iterator[None]:
         """Let a call of the model give all exits of what this source holds.
 
-        The call, not a method of it, because that is where Accelerate divides and casts.
+        The call, not a method of it, because that is where Accelerate divides and casts. Heads on
+        features are too little work to divide among threads: on a busy machine they would wait for
+        each other ten times as long as one of them computes.
         """
         vars(model)["forward"] = model.from_features if self.is_cached else model.forward_all
+        threads = torch.get_num_threads()
         try:
+            if self.is_cached:
+                torch.set_num_threads(1)
             yield
         finally:
+            torch.set_num_threads(threads)
             vars(model).pop("forward", None)
 
 

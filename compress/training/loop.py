@@ -119,21 +119,18 @@ def fit(
         model: tells its `arch` and `config`, so that it can be saved.
         data: the splits "train" and "validation".
         objective: (model, batch) to named terms, "loss" among them.
-        config: settings. `batch_size` counts over all processes. The images of an epoch that fill
-            no whole batch are left out, others in each epoch; a smaller set is one batch.
+        config: settings; images that fill no whole batch are left out, others in each epoch.
         run_dir: folder of the run, see `compress.training.runfiles`.
         augment: (images, labels, *, seed) to normalised images and soft targets.
         prepare: (images, labels, seed) to a batch, in place of normalising and augmenting.
-        validate: model to metrics, called in the main process; by default loss and accuracy on
-            "validation", which the processes divide.
+        validate: model to metrics, in the main process; by default accuracy on "validation".
         score: metrics to what is compared; the highest is best, and early stopping waits for it.
         control: what steers the run between steps and epochs.
         lr_scale: from the name of a parameter to the factor on its learning rate.
         device: such as "cpu" or "cuda"; by default the best there is.
         fresh: discard a run that is in the folder.
         progress: show a bar on stderr.
-        save_meta: JSON values that go into the checkpoints and, with settings, data and shapes,
-            tell this run from others. Name the starting weights here.
+        save_meta: JSON values for the checkpoints; they tell runs apart, so name the first weights.
 
     Raises:
         UserInputError: the settings do not fit the data, or the folder holds another run.
@@ -171,8 +168,7 @@ def fit(
             optimizer=optimizer,
             plan=plan,
         )
-        _begin(run, found)
-        _train(run, show=progress and accelerator.is_main_process)
+        _train(run, found, show=progress and accelerator.is_main_process)
     load_best(accelerator, files.best, model)
     return _result(files, run.position, was_finished=False)
 
@@ -189,7 +185,8 @@ def _begin(run: Run, found: Mapping[str, Any] | None) -> None:
     )  # fmt: skip
 
 
-def _train(run: Run, *, show: bool) -> None:
+def _train(run: Run, found: Mapping[str, Any] | None, *, show: bool) -> None:
+    _begin(run, found)
     position, config = run.position, run.config
     total = config.epochs * run.plan.steps
     with (

@@ -64,27 +64,32 @@ def test_a_plain_network_gets_exits_and_a_report(tmp_path: Path) -> None:
         assert written["metrics"][split]["exit_2_acc1"] == measured.acc1
 
 
-def test_the_threshold_is_chosen_on_calibration_and_told_for_test(tmp_path: Path) -> None:
+def test_a_threshold_is_suggested_by_calibration_and_the_set_one_is_measured(
+    tmp_path: Path,
+) -> None:
     data = exit_data()
-    report = train(plain_checkpoint(tmp_path), loaded=data, largest_drop=100.0)
+    config = exit_config(threshold=0.45)
+    report = train(plain_checkpoint(tmp_path), loaded=data, largest_drop=100.0, config=config)
+    told = report.to_text().splitlines()
+    assert told[0].startswith("exits behind blocks 0, 1, threshold 0.45 (by calibration data, sug")
+    assert [line.split()[0] for line in told[2:4]] == ["validation", "test"]
     cheapest = min(report.calibration, key=lambda row: row["cost_share"])
-    assert report.threshold == cheapest["threshold"]
+    assert report.suggested_threshold == cheapest["threshold"]
     model = compress.load(report.result.best)
     assert isinstance(model, GFNetDynn)
     measured = exit_outcomes(model, data.splits["calibration"], data.normalize, batch_size=7)
     rows = threshold_sweep(measured, report.result.costs, THRESHOLDS)
     assert [row["acc1"] for row in rows] == [row["acc1"] for row in report.calibration]
     outcomes = exit_outcomes(model, data.splits["test"], data.normalize, batch_size=7)
-    taken = exits_taken(outcomes.gates, report.threshold)
+    taken = exits_taken(outcomes.gates, 0.45)
     right = outcomes.correct.gather(1, taken[:, None]).double().mean().item()
     assert report.metrics["test"]["acc1"] == pytest.approx(100 * right)
 
 
 def test_no_threshold_is_close_enough(tmp_path: Path) -> None:
     report = train(plain_checkpoint(tmp_path), largest_drop=-101.0)
-    assert report.threshold is None
-    assert report.to_dict()["threshold"] is None
-    assert report.metrics["test"]["acc1"] >= 0  # at the configured threshold then
+    assert report.suggested_threshold is None
+    assert report.to_dict()["suggested_threshold"] is None
 
 
 def test_the_same_job_gives_the_same_weights_and_goes_on(tmp_path: Path) -> None:

@@ -1,0 +1,16 @@
+import logging
+import os
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _fresh_logging(monkeypatch):
+    """A door that was run with `-q` in this process must not silence the tests after it."""
+    logger = logging.getLogger("compress")
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    logger._cache.clear()
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    yield
+    logger._cache.clear()
+    os.environ.pop("TQDM_DISABLE", None)
