@@ -10,7 +10,7 @@ __all__ = ["main"]
 
 EPILOG = """examples:
   python -m compress.slim --ratio 0.4 vgg16.pth
-  python -m compress.slim --ratio 0.2 0.4 0.6 --input-size 32 runs/quickstart/train/best.pth
+  python -m compress.slim --ratio 0.2 0.4 0.6 --input-size 32 runs/quickstart/vgg/train/best.pth
   python -m compress.slim --target-macs 0.5 --ignore 'features.1' --dry-run vgg16.pth
   python -m compress.slim --ratio 0.4 --groups hidden,frequency gfnet.pth
   python -m compress.slim --ratio 0.3 --model mynets.resnet:resnet50 resnet50.pth
