@@ -27,13 +27,9 @@ def macs_per_exit(model: GFNet) -> list[int]:
     An image that leaves at exit i has run the blocks up to its position, and the heads and gates
     0 … i. A GFNet without exits gives one figure.
     """
-    height, width = model.config["image_size"]
-    shape = (model.config["in_channels"], height, width)
     if not isinstance(model, GFNetDynn):
-        return [sum(macs_by_layer(model, shape).values())]
-    by_layer = macs_by_layer(
-        model, shape, lambda twin, image: cast(GFNetDynn, twin).forward_all(image)
-    )
+        return [sum(macs_by_layer(model, _image_shape(model)).values())]
+    by_layer = _macs_with_exits(model)
     positions = model.config["exits"]
     spent = _part(by_layer, "patch_embed")
     done, totals = 0, []
@@ -48,14 +44,24 @@ def macs_per_exit(model: GFNet) -> list[int]:
 
 def exit_check_macs(model: GFNetDynn) -> list[int]:
     """Return the multiply-adds of the head and the gate of every exit alone."""
-    height, width = model.config["image_size"]
-    shape = (model.config["in_channels"], height, width)
-    by_layer = macs_by_layer(
-        model, shape, lambda twin, image: cast(GFNetDynn, twin).forward_all(image)
-    )
+    by_layer = _macs_with_exits(model)
     return [
         sum(_part(by_layer, f"{part}.{i}") for part in EXIT_PARTS) for i in range(len(model.gates))
     ]
+
+
+def _macs_with_exits(model: GFNetDynn) -> dict[str, int]:
+    """Multiply-adds by layer when every exit is run."""
+    return macs_by_layer(
+        model,
+        _image_shape(model),
+        lambda twin, image: cast(GFNetDynn, twin).forward_all(image),
+    )
+
+
+def _image_shape(model: GFNet) -> tuple[int, int, int]:
+    height, width = model.config["image_size"]
+    return model.config["in_channels"], height, width
 
 
 def _part(by_layer: dict[str, int], name: str) -> int:
