@@ -9,8 +9,8 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,79 +19,14 @@ from torch import Tensor
 
 from compress.data.splits import SPLITS
 from compress.errors import UserInputError
+from compress.runtime import preprocessing
 
 __all__ = ["ImageData", "ImageSource", "Preprocessing", "Split", "assemble"]
 
-RESIZES = ("pillow-bicubic",)
-RGB = tuple[float, float, float]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """How a picture becomes a network input.
-
-    The shorter side is resized to `resize_size`, the centre square of `image_size` is cut out, and
-    each channel is normalised as (value / 255 - mean) / std.
-
-    Attributes:
-        image_size: side of the square input, pixels.
-        resize: "pillow-bicubic", Pillow's antialiased filter. `torch.nn.functional.interpolate` is
-            no substitute: it differs by several grey levels.
-        resize_size: length of the shorter side before the crop; `image_size` when nothing is cut.
-        mean: per channel R, G, B, of values in [0, 1].
-        std: per channel R, G, B, of values in [0, 1], above 0.
-    """
-
-    image_size: int
-    resize: str
-    resize_size: int
-    mean: RGB
-    std: RGB
-
-    def __post_init__(self) -> None:
-        if self.image_size < 1:
-            raise UserInputError(f"image size is {self.image_size}; expected at least 1 pixel")
-        if self.resize_size < self.image_size:
-            raise UserInputError(
-                f"resize size is {self.resize_size}; expected at least the image size "
-                f"{self.image_size}, which is cut out of the resized picture"
-            )
-        if self.resize not in RESIZES:
-            raise UserInputError(f"resize is {self.resize!r}; expected one of {', '.join(RESIZES)}")
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(std > 0 for std in self.std):
-            raise UserInputError(
-                f"mean is {self.mean} and std is {self.std}; expected three numbers each, with std "
-                "above 0"
-            )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> "Preprocessing":
-        """Rebuild what `to_dict` gave.
-
-        Raises:
-            UserInputError: a field is missing, unknown, or out of range.
-        """
-        names = {field.name for field in fields(cls)}
-        if set(value) != names:
-            raise UserInputError(
-                f"preprocessing has the fields {sorted(value)}; expected {sorted(names)}"
-            )
-        try:
-            return cls(
-                image_size=int(value["image_size"]),
-                resize=str(value["resize"]),
-                resize_size=int(value["resize_size"]),
-                mean=tuple(map(float, value["mean"])),  # type: ignore[arg-type]  # length checked
-                std=tuple(map(float, value["std"])),  # type: ignore[arg-type]  # length checked
-            )
-        except (TypeError, ValueError) as err:
-            raise UserInputError(
-                f"preprocessing is {dict(value)}; expected numbers for sizes, mean and std ({err})"
-            ) from err
+@dataclass(frozen=True)
+class Preprocessing(preprocessing.Preprocessing):
+    """How a picture becomes a network input, with torch's part of it."""
 
     def normalize(self, images: Tensor) -> Tensor:
         """Return float32 inputs of uint8 images, (B, 3, S, S), on the same device."""

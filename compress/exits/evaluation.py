@@ -25,7 +25,8 @@ from compress.exits.report import Evaluation
 from compress.exits.sweep import ExitReport, evaluate_at, parse_sweep, sweep, whole_network
 from compress.files import write_json
 from compress.measure.macs import count
-from compress.models.early_exit import GFNetDynn, check_exit_positions, check_thresholds
+from compress.models.early_exit import GFNetDynn, check_exit_positions
+from compress.runtime.thresholds import check_thresholds
 from compress.training.accuracy import Accuracy, evaluate_accuracy
 from compress.training.job import check_classes
 from compress.training.teacher import recorded_image_size

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from compress.errors import UnsupportedModelError, UserInputError
 from compress.models.gfnet import GFNet, initialised
 from compress.models.gfnet_layout import infer_gfnet_config, numbered
+from compress.runtime.thresholds import check_thresholds
 
 __all__ = [
     "GATE_FEATURES",
     "GFNetDynn",
     "Gate",
     "check_exit_positions",
-    "check_thresholds",
     "gate_features",
     "with_exits",
 ]
@@ -226,22 +226,6 @@ def with_exits(
             state[name] = tensor
     twin.load_state_dict(state)
     return twin.to(model.pos_embed.device).train(model.training)
-
-
-def check_thresholds(thresholds: float | Sequence[float], exits: int) -> list[float]:
-    """Return one threshold an exit.
-
-    Raises:
-        UserInputError: their number is neither 1 nor `exits`, or one lies outside [0, 1].
-    """
-    single = isinstance(thresholds, int | float)
-    bars = [float(thresholds)] * exits if single else list(thresholds)  # type: ignore[arg-type]
-    if len(bars) != exits:
-        raise UserInputError(f"{len(bars)} thresholds for {exits} exits; expected one each, or one")
-    for bar in bars:
-        if not 0 <= bar <= 1:  # NaN fails this too
-            raise UserInputError(f"a threshold is {bar}; expected 0 <= threshold <= 1")
-    return bars
 
 
 def check_exit_positions(exits: Sequence[int], depth: int) -> None:

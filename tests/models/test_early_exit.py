@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 import compress
 from compress.errors import UnsupportedModelError, UserInputError
 from compress.models import infer
-from compress.models.early_exit import Gate, GFNetDynn, check_thresholds, gate_features, with_exits
+from compress.models.early_exit import Gate, GFNetDynn, gate_features, with_exits
 from compress.models.gfnet import GFNET_VARIANTS, GFNet
+from compress.runtime.thresholds import check_thresholds
 from tests.models import published_gfnet as published
 
 TINY = {"image_size": 16, "patch_size": 4, "width": 8, "depth": 4, "num_classes": 5}

@@ -1,0 +1,46 @@
+"""What a backend does for the dispatcher: run segments, and keep hidden states where they are."""
+
+from typing import Optional
+
+import numpy as np
+
+__all__ = ["Backend"]
+
+
+class Backend:
+    """Runs the segments of one bundle, in order, on one batch at a time.
+
+    A batch goes load, run(0), keep, run(1), …; `keep` is left out where no image left. Hidden
+    states stay inside the backend; what crosses is the image, the gates, and the logits of
+    images that leave.
+
+    Attributes:
+        name: such as "onnxruntime".
+        max_batch: the largest batch that `load` takes.
+    """
+
+    name = "none"
+    max_batch = 1
+
+    def load(self, images: np.ndarray) -> None:
+        """Take a batch (B, C, H, W) float32, 1 <= B <= max_batch. It is copied or used at once."""
+        raise NotImplementedError
+
+    def run(self, segment: int) -> Optional[np.ndarray]:
+        """Run a segment on what the one before it gave.
+
+        Returns:
+            gates (B,) float32, valid until the next call; None of the last segment.
+        """
+        raise NotImplementedError
+
+    def logits(self) -> np.ndarray:
+        """Return logits (B, K) float32 of the segment just run, valid until the next `run`."""
+        raise NotImplementedError
+
+    def keep(self, rows: np.ndarray) -> None:
+        """Let only these images of the batch travel on: their places, ascending, at least one."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Give everything back. A closed backend is not used again."""

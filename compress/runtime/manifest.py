@@ -1,0 +1,317 @@
+"""The manifest of a bundle: what its segments are, and the proof that they are the ones written.
+
+A bundle is a folder: `manifest.json`, `segment_0.onnx` … `segment_n.onnx`, later `*.engine` beside
+them. Segment i takes the image (i = 0) or the hidden state and gives `hidden`, `logits`, `gate`;
+the last gives `logits`. `gate` is a probability, sigmoid included. Shapes are those of one image,
+without the batch.
+
+A bundle may come from a stranger: names of files are plain names inside the folder, every number
+has its range, neighbouring segments must fit together, and a file is opened only after its sha256.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, TypeVar, Union
+
+from compress.errors import UserInputError
+from compress.files import check_readable, sha256_of, write_json
+from compress.runtime.preprocessing import Preprocessing
+from compress.runtime.thresholds import check_thresholds
+
+__all__ = ["MANIFEST", "Manifest", "Segment", "TensorSpec", "read_manifest", "write_manifest"]
+
+FORMAT = "compress.bundle/1"
+MANIFEST = "manifest.json"
+DTYPES = ("float32", "float16")
+PRECISIONS = ("fp32", "fp16", "int8")
+LARGEST = 1 << 31  # elements of a tensor, and every other count but multiply-adds
+MAX_MACS = 1 << 53
+MAX_BYTES = 64 << 20  # of a manifest: class names are its only long part
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output of a segment.
+
+    Attributes:
+        name: "image", "hidden", "logits" or "gate".
+        dtype: "float32" or "float16".
+        shape: of one image, without the batch: () of a gate.
+    """
+
+    name: str
+    dtype: str
+    shape: Tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One part of the network, up to an exit or to the end.
+
+    Attributes:
+        file: name of the ONNX file in the folder of the bundle.
+        sha256: of that file.
+        blocks: first block and the one after the last; (0, 0) where the network has no blocks.
+        macs: multiply-adds of one image in this segment, its head and gate included.
+        threshold: of its gate, in [0, 1]; None of the last segment, which has no gate.
+        inputs: what it takes.
+        outputs: what it gives.
+        precision: "fp32", "fp16" or "int8".
+    """
+
+    file: str
+    sha256: str
+    blocks: Tuple[int, int]
+    macs: int
+    threshold: Optional[float]
+    inputs: Tuple[TensorSpec, ...]
+    outputs: Tuple[TensorSpec, ...]
+    precision: str = "fp32"
+
+    @property
+    def stem(self) -> str:
+        """Name of the file without its suffix, which an engine has too."""
+        return Path(self.file).stem
+
+    def output(self, name: str) -> TensorSpec:
+        """Return the output of that name; KeyError where there is none."""
+        return {spec.name: spec for spec in self.outputs}[name]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle is.
+
+    Attributes:
+        name: of the network, such as "gfnet_dynn_12_384".
+        classes: their names, in the order of the logits.
+        preprocessing: how a picture becomes an image; None where only prepared ones are taken.
+        batch: smallest and largest number of images that a segment takes at a time.
+        target: name of what the files were written for, such as "jetpack6.2".
+        opset: of the ONNX files.
+        segments: in the order of the network.
+        parity: how well the files agree with the torch network, as measured.
+        provenance: checkpoint, versions, command.
+        notes: further figures of the export, such as exit rates before and after quantisation.
+    """
+
+    name: str
+    classes: Tuple[str, ...]
+    preprocessing: Optional[Preprocessing]
+    batch: Tuple[int, int]
+    target: str
+    opset: int
+    segments: Tuple[Segment, ...]
+    parity: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def exits(self) -> int:
+        """E, the exits before the final head."""
+        return len(self.segments) - 1
+
+    @property
+    def thresholds(self) -> List[float]:
+        """Return the threshold of each exit."""
+        return [s.threshold for s in self.segments if s.threshold is not None]
+
+    @property
+    def image(self) -> TensorSpec:
+        """What the first segment takes."""
+        return self.segments[0].inputs[0]
+
+    def with_thresholds(self, thresholds: Union[float, Sequence[float]]) -> "Manifest":
+        """Return the manifest with other thresholds, one for all exits or one for each.
+
+        Raises:
+            UserInputError: they do not fit the exits, or lie outside [0, 1].
+        """
+        bars = check_thresholds(thresholds, self.exits)
+        gated = [replace(s, threshold=bar) for s, bar in zip(self.segments, bars)]
+        return replace(self, segments=(*gated, self.segments[-1]))
+
+    def to_dict(self) -> Dict[str, Any]:
+        """Return the fields as JSON values."""
+        value = {**asdict(self), "format": FORMAT}
+        value["preprocessing"] = self.preprocessing.to_dict() if self.preprocessing else None
+        return value
+
+
+def write_manifest(manifest: Manifest, bundle: Path) -> None:
+    """Write `manifest.json`, whole or not at all, checked as a reader will."""
+    value = json.loads(json.dumps(manifest.to_dict(), allow_nan=False))
+    _check_consistent(_parse(value))
+    write_json(Path(bundle) / MANIFEST, value)
+
+
+def read_manifest(bundle: Path, *, check_files: bool = True) -> Manifest:
+    """Read and check the manifest of a bundle.
+
+    Args:
+        bundle: its folder.
+        check_files: also compare the sha256 of every segment.
+
+    Raises:
+        UserInputError: it is no bundle, of another version, inconsistent, or a segment is missing
+            or altered.
+    """
+    bundle = Path(bundle)
+    if not bundle.is_dir():
+        raise UserInputError(
+            f"bundle {bundle} is not a folder; expected one that python -m compress.export_trt wrote"
+        )
+    path = check_readable(bundle / MANIFEST, "manifest")
+    try:
+        manifest = _parse(_read_json(path))
+        _check_consistent(manifest)
+    except (KeyError, TypeError, ValueError, RecursionError) as err:
+        missing = f"{err} is missing" if isinstance(err, KeyError) else str(err)
+        raise UserInputError(
+            f"manifest {path} cannot be used ({missing}); it is damaged, so export the bundle again"
+        ) from err
+    if check_files:
+        for segment in manifest.segments:
+            _check_file(bundle, segment)
+    return manifest
+
+
+def _check_file(bundle: Path, segment: Segment) -> None:
+    path = check_readable(bundle / segment.file, "segment")
+    found = sha256_of(path)
+    if found != segment.sha256:
+        raise UserInputError(
+            f"segment {path} has sha256 {found[:12]}…, its manifest says {segment.sha256[:12]}…; "
+            "it was altered or belongs to another bundle, so copy or export the bundle again"
+        )
+
+
+def _read_json(path: Path) -> Any:
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path.stat().st_size} bytes, more than a manifest has")
+    value = json.loads(path.read_text(encoding="utf-8"))  # both errors are ValueErrors
+    if not isinstance(value, dict):
+        raise ValueError(f"{type(value).__name__} in place of an object")
+    found = value.get("format")
+    if found != FORMAT:
+        raise UserInputError(
+            f"manifest {path} has the format {found!r}; this version reads {FORMAT}, so export the "
+            "bundle again or install the version that wrote it"
+        )
+    return value
+
+
+def _parse(value: Mapping[str, Any]) -> Manifest:
+    pre = value["preprocessing"]
+    return Manifest(
+        name=_text(value["name"]),
+        classes=_items(value["classes"], _text),
+        preprocessing=None if pre is None else Preprocessing.from_dict(pre),
+        batch=_pair(value["batch"], smallest=1),
+        target=_text(value["target"]),
+        opset=_count(value["opset"], smallest=1),
+        segments=_items(value["segments"], _segment),
+        parity=_object(value["parity"]),
+        provenance=_object(value["provenance"]),
+        notes=_object(value["notes"]),
+    )
+
+
+def _segment(value: Mapping[str, Any]) -> Segment:
+    threshold = value["threshold"]
+    if threshold is not None:
+        (threshold,) = check_thresholds([_number(threshold)], 1)
+    file, sha256 = _text(value["file"]), _text(value["sha256"])
+    if file != Path(file).name or not file.endswith(".onnx") or file.startswith("."):
+        raise ValueError(f"file {file!r} is not a plain name that ends with .onnx")
+    if len(sha256) != 64:
+        raise ValueError(f"sha256 {sha256!r}")
+    if value["precision"] not in PRECISIONS:
+        raise ValueError(f"precision {value['precision']!r}")
+    return Segment(
+        file=file,
+        sha256=sha256,
+        blocks=_pair(value["blocks"], smallest=0),
+        macs=_count(value["macs"], largest=MAX_MACS),
+        threshold=threshold,
+        inputs=_items(value["inputs"], _tensor),
+        outputs=_items(value["outputs"], _tensor),
+        precision=value["precision"],
+    )
+
+
+def _tensor(value: Mapping[str, Any]) -> TensorSpec:
+    shape = _items(value["shape"], lambda size: _count(size, smallest=1), empty=True)
+    elements = 1
+    for size in shape:
+        elements *= size
+    if elements > LARGEST or value["dtype"] not in DTYPES:
+        raise ValueError(f"a tensor of shape {list(shape)} and type {value['dtype']!r}")
+    return TensorSpec(name=_text(value["name"]), dtype=value["dtype"], shape=shape)
+
+
+def _check_consistent(manifest: Manifest) -> None:
+    """Raise ValueError unless every segment takes what the one before it gives."""
+    *gated, last = manifest.segments
+    image, classes = manifest.image, len(manifest.classes)
+    if image.name != "image" or image.dtype != "float32" or len(image.shape) != 3:
+        raise ValueError(f"the first segment takes {image.name} {list(image.shape)}")
+    if manifest.preprocessing is not None:
+        size = manifest.preprocessing.image_size
+        if image.shape != (3, size, size):
+            raise ValueError(f"images of {list(image.shape)}, preprocessing to {size} pixels")
+    carried = image
+    for segment in manifest.segments:
+        wanted = ("logits",) if segment is last else ("hidden", "logits", "gate")
+        if segment.inputs != (carried,) or tuple(o.name for o in segment.outputs) != wanted:
+            raise ValueError(f"{segment.file} does not fit the segment before it")
+        if segment.output("logits") != TensorSpec("logits", "float32", (classes,)):
+            raise ValueError(f"{segment.file} gives other logits than {classes} classes")
+        if (segment.threshold is None) != (segment is last):
+            raise ValueError(f"{segment.file} has the threshold {segment.threshold}")
+        if segment is not last:
+            carried = segment.output("hidden")
+            if segment.output("gate") != TensorSpec("gate", "float32", ()):
+                raise ValueError(f"{segment.file} gives a gate of another shape")
+    if len({segment.file for segment in manifest.segments}) < len(manifest.segments):
+        raise ValueError("two segments in one file")
+
+
+def _items(value: Any, read: Callable[[Any], Item], *, empty: bool = False) -> Tuple[Item, ...]:
+    if not isinstance(value, list) or not (value or empty):
+        raise ValueError(f"{value!r:.60} in place of a list")
+    return tuple(read(item) for item in value)
+
+
+def _pair(value: Any, *, smallest: int) -> Tuple[int, int]:
+    first, last = (_count(item, smallest=smallest) for item in value)
+    if first > last:
+        raise ValueError(f"{first} before {last}")
+    return first, last
+
+
+def _count(value: Any, *, smallest: int = 0, largest: int = LARGEST) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not smallest <= value <= largest:
+        raise ValueError(f"{value!r:.60} in place of a whole number")
+    return value
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise ValueError(f"{value!r:.60} in place of a number")
+    return float(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r:.60} in place of text")
+    return value
+
+
+def _object(value: Any) -> Dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{value!r:.60} in place of an object")
+    return value
