@@ -8,11 +8,11 @@ import json
 import logging
 import os
 import sys
-from typing import Any, Callable, List, Optional
+from typing import Any, Callable, List, Optional, Tuple
 
-from compress.errors import CompressError, ToolchainError
+from compress.errors import CompressError, ToolchainError, UserInputError
 
-__all__ = ["HelpFormatter", "add_common_options", "print_json", "run_door"]
+__all__ = ["HelpFormatter", "add_common_options", "parse_numbers", "print_json", "run_door"]
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -25,6 +25,20 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     group.add_argument("-v", "--verbose", action="store_true", help="tell more on stderr")
     group.add_argument("-q", "--quiet", action="store_true", help="no progress, no notes")
+
+
+def parse_numbers(text: Optional[str], option: str, kind: type) -> Optional[Tuple[Any, ...]]:
+    """Return the numbers of "7,8,9"; None of None.
+
+    Raises:
+        UserInputError: there is something else between the commas.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError as err:
+        raise UserInputError(f"{option} is {text!r}; expected numbers, such as 7,8,9") from err
 
 
 def run_door(

@@ -4,8 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from compress.cli import HelpFormatter, add_common_options, print_json, run_door
-from compress.errors import UserInputError
+from compress.cli import HelpFormatter, add_common_options, parse_numbers, print_json, run_door
 
 __all__ = ["main"]
 
@@ -51,8 +50,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _work(options: argparse.Namespace) -> int:
-    exits, heads = (_numbers(options, name, int) for name in ("exits", "head_positions"))
-    thresholds = _numbers(options, "threshold", float)
+    exits = parse_numbers(options.exits, "--exits", int)
+    heads = parse_numbers(options.head_positions, "--head-positions", int)
+    thresholds = parse_numbers(options.threshold, "--threshold", float)
     from compress.exits.evaluation import EvaluateJob, evaluate_checkpoint
     from compress.training.processes import resolve_device
 
@@ -81,17 +81,6 @@ def _work(options: argparse.Namespace) -> int:
     else:
         print(evaluation.to_text())
     return 0
-
-
-def _numbers(options: argparse.Namespace, name: str, kind: type) -> tuple | None:
-    text = getattr(options, name)
-    if text is None:
-        return None
-    try:
-        return tuple(kind(part) for part in text.split(","))
-    except ValueError as err:
-        flag = "--" + name.replace("_", "-")
-        raise UserInputError(f"{flag} is {text!r}; expected numbers, such as 7,8,9") from err
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,15 @@ from typing import Any, Iterator
 
 from compress.errors import UserInputError
 
-__all__ = ["check_output", "check_readable", "replacing", "sha256_of", "write_json", "write_text"]
+__all__ = [
+    "check_output",
+    "check_readable",
+    "replacing",
+    "replacing_folder",
+    "sha256_of",
+    "write_json",
+    "write_text",
+]
 
 
 @contextmanager
@@ -36,16 +45,49 @@ def replacing(path: Path) -> Iterator[Path]:
     part = Path(name)
     try:
         yield part
-        with open(part, "rb") as written:
-            os.fsync(written.fileno())
+        _sync(part)
         os.chmod(
             part, 0o666 & ~_umask()
         )  # mkstemp makes 0600, which would hide results from a group
         os.replace(part, path)
-        _sync_folder(path.parent)
+        _sync(path.parent)
     finally:
         if part.exists():
             part.unlink()
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `path`; move it there, synced, when the block ends well.
+
+    What stood at `path` is moved aside first and removed last, so that it is lost in no case but
+    the wanted one: a process that is killed between leaves it as `.NAME.old`.
+
+    Raises:
+        UserInputError: the parent of `path` cannot be made or written to.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix="." + path.name + ".", suffix=".part", dir=path.parent))
+    except OSError as err:
+        raise UserInputError(
+            f"{path} cannot be written ({err.strerror}); give another place with -o/--output"
+        ) from err
+    old = path.with_name("." + path.name + ".old")
+    try:
+        yield part
+        for file in part.rglob("*"):
+            _sync(file)
+        os.chmod(part, 0o777 & ~_umask())
+        shutil.rmtree(old, ignore_errors=True)
+        if path.exists():
+            os.replace(path, old)
+        os.replace(part, path)
+        _sync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -108,8 +150,9 @@ def _umask() -> int:
     return mask
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

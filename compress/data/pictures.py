@@ -1,17 +1,16 @@
-"""Pictures prepared with Pillow: decode, resize the shorter side, cut out the centre square.
+"""Where the images of a split come from: memory, memory and resized when read, or files.
 
-The recipe is Resize(resize_size, bicubic) then CenterCrop(image_size), as published accuracies of
-GFNet were measured: same sizes, same filter, same rounding. The orientation tag of a photograph is
-not applied, as it was not there.
+How a picture is decoded and prepared stands in `compress.runtime.pictures`, which the device has
+too.
 """
 
 import io
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,11 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compress.data.image_data import Preprocessing
-from compress.errors import UserInputError
-from compress.optional import require
-
-if TYPE_CHECKING:
-    from PIL import Image
+from compress.runtime.pictures import (
+    DamagedPictureError,
+    open_picture,
+    pillow,
+    prepare,
+    read_picture,
+)
 
 __all__ = [
     "FileSource",
@@ -33,9 +34,6 @@ __all__ = [
     "in_threads",
     "prepare",
 ]
-
-# Every other format is refused before its reader runs: some start programs, as EPS does.
-FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -79,7 +77,7 @@ class ResizingSource:
         return _stack(in_threads(self._resize, pixels))
 
     def _resize(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return prepare(_pillow().fromarray(pixels), self.preprocessing)
+        return prepare(pillow().fromarray(pixels), self.preprocessing)
 
 
 class FileSource:
@@ -102,43 +100,8 @@ class FileSource:
         Raises:
             UserInputError: a file is gone or cannot be decoded; it is named.
         """
-        return _stack(in_threads(self._decode, [self.paths[place] for place in positions.tolist()]))
-
-    def _decode(self, path: Path) -> NDArray[np.uint8]:
-        pillow = _pillow()
-        try:
-            with pillow.open(path, formats=FORMATS) as image:
-                _check_depth(image)
-                return prepare(image.convert("RGB"), self.preprocessing)
-        except Exception as err:  # decoders raise nearly anything on hostile bytes
-            raise UserInputError(
-                f"image {path} cannot be decoded ({_reason(err)}); replace or remove the file"
-            ) from err
-
-
-def prepare(image: "Image.Image", preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Resize the shorter side and cut out the centre square of an RGB picture.
-
-    Returns:
-        (3, S, S), where S is `preprocessing.image_size`.
-
-    Raises:
-        ValueError: the picture is so long and thin that resizing would take unreasonable memory.
-    """
-    size, shorter = preprocessing.image_size, preprocessing.resize_size
-    width, height = image.size
-    if width <= height:
-        resized = (shorter, int(shorter * height / width))
-    else:
-        resized = (int(shorter * width / height), shorter)
-    limit = _pillow().MAX_IMAGE_PIXELS
-    if limit is not None and resized[0] * resized[1] > limit:
-        raise ValueError(f"{width} x {height} would be resized to {resized[0]} x {resized[1]}")
-    if image.size != resized:
-        image = image.resize(resized, _pillow().Resampling.BICUBIC)
-    left, top = (round((side - size) / 2) for side in resized)
-    cut = image.crop((left, top, left + size, top + size))
-    return np.ascontiguousarray(np.asarray(cut, dtype=np.uint8).transpose(2, 0, 1))
+        paths = [self.paths[place] for place in positions.tolist()]
+        return _stack(in_threads(partial(read_picture, preprocessing=self.preprocessing), paths))
 
 
 def damage_of(content: bytes) -> str | None:
@@ -147,17 +110,15 @@ def damage_of(content: bytes) -> str | None:
     PNG is checked by its checksums and JPEG decoded at an eighth of its size, which both find a
     truncated file for a fraction of what preparing it costs.
     """
-    pillow = _pillow()
     try:
-        with pillow.open(io.BytesIO(content), formats=FORMATS) as image:
-            _check_depth(image)
+        with open_picture(io.BytesIO(content)) as image:
             if image.format == "PNG":
                 image.verify()
             else:
                 image.draft("RGB", (1, 1))  # does something to JPEG alone
                 image.load()
-    except Exception as err:  # decoders raise nearly anything on hostile bytes
-        return _reason(err)
+    except DamagedPictureError as err:
+        return str(err)
     return None
 
 
@@ -167,23 +128,5 @@ def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Re
         return list(pool.map(work, items))
 
 
-def _check_depth(image: "Image.Image") -> None:
-    # Pillow clips deeper pixels to 0 … 255 without a word, which leaves a white picture.
-    if image.mode.startswith(("I", "F")):
-        raise ValueError(f"its pixels are of mode {image.mode}, expected 8 bits a channel")
-
-
-def _reason(err: Exception) -> str:
-    if isinstance(err, OSError) and err.strerror:
-        return err.strerror
-    if type(err).__name__ == "UnidentifiedImageError":  # its own text is a memory address
-        return f"no image of the formats {', '.join(FORMATS)}"
-    return str(err) or type(err).__name__
-
-
 def _stack(pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
     return torch.from_numpy(np.stack(pictures))
-
-
-def _pillow() -> ModuleType:
-    return require("PIL.Image", "reading images")

@@ -1,9 +1,6 @@
 """Write a network as one ONNX file, and prove on images that the file computes the same."""
 
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compress.errors import AccuracyError, ToolchainError, UnsupportedModelError
+from compress.errors import AccuracyError, ToolchainError
+from compress.export.graph import OPSET, graph_from_module
 from compress.files import replacing, sha256_of
 from compress.optional import require
 
-__all__ = ["OPSET", "OnnxExport", "Parity", "onnx_from_module", "onnx_session", "session_runner"]
+__all__ = ["OnnxExport", "Parity", "onnx_from_module", "onnx_session", "session_runner"]
 
-OPSET = 18  # what torch's exporter writes natively; targets that know less are lowered to
 TOLERANCE = 1e-3  # relative, worst image: float32 sums in another order stay far below
 INPUT, OUTPUT = "image", "logits"
 
@@ -64,13 +61,9 @@ def onnx_from_module(
         AccuracyError: ONNX Runtime computes something else than torch.
         ToolchainError: onnx, onnxscript or onnxruntime is missing.
     """
-    onnx = require("onnx", "writing ONNX files")
-    require("onnxscript", "exporting to ONNX")
-    graph = _export(model, images)
-    _drop_traces(graph)
-    onnx.checker.check_model(graph)
+    graph = graph_from_module(model, images, input_name=INPUT, output_names=[OUTPUT])
     with replacing(Path(path)) as part:
-        onnx.save(graph, part)
+        part.write_bytes(graph.SerializeToString(deterministic=True))
         parity = _compare(model, onnx_session(part), images)
         if not parity.worst_relative_error <= tolerance:  # NaN fails too
             raise AccuracyError(
@@ -112,38 +105,6 @@ def session_runner(session: Any, image: Tensor) -> Callable[[], Any]:
     return lambda: session.run([OUTPUT], feed)
 
 
-def _export(model: nn.Module, images: Tensor) -> Any:
-    # Two images at least: a batch of one would be baked into the graph.
-    example = images[:2] if len(images) > 1 else images.repeat(2, 1, 1, 1)
-    try:
-        with _quiet():
-            program = torch.onnx.export(
-                model,
-                (example,),
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                opset_version=OPSET,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                dynamo=True,
-                verbose=False,
-            )
-    except Exception as err:  # the exporter wraps whatever went wrong in its own classes
-        reason = next((line for line in str(err).splitlines() if line.strip()), type(err).__name__)
-        raise UnsupportedModelError(f"torch cannot export the network to ONNX: {reason}") from err
-    return program.model_proto  # type: ignore[union-attr]
-
-
-def _drop_traces(graph: Any) -> None:
-    """Remove the exporter's notes: they hold source paths of the machine that exported."""
-    for node in graph.graph.node:
-        del node.metadata_props[:]
-        node.doc_string = ""
-    for value in (*graph.graph.input, *graph.graph.output, *graph.graph.value_info):
-        del value.metadata_props[:]
-    del graph.graph.metadata_props[:]
-    del graph.metadata_props[:]
-
-
 @torch.inference_mode()
 def _compare(model: nn.Module, session: Any, images: Tensor) -> Parity:
     wanted = model(images).numpy()
@@ -154,17 +115,3 @@ def _compare(model: nn.Module, session: Any, images: Tensor) -> Parity:
         top1_agreement=float((found.argmax(1) == wanted.argmax(1)).mean()),
         images=len(images),
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's advice to its own developers off the user's screen."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -1,9 +1,9 @@
 """The manifest of a bundle: what its segments are, and the proof that they are the ones written.
 
 A bundle is a folder: `manifest.json`, `segment_0.onnx` … `segment_n.onnx`, later `*.engine` beside
-them. Segment i takes the image (i = 0) or the hidden state and gives `hidden`, `logits`, `gate`;
-the last gives `logits`. `gate` is a probability, sigmoid included. Shapes are those of one image,
-without the batch.
+them. Segment i takes the image (i = 0) or the hidden state of the one before it, as `hidden_in`,
+and gives `hidden`, `logits`, `gate`; the last gives `logits`. `gate` is a probability, sigmoid
+included. Shapes are those of one image, without the batch.
 
 A bundle may come from a stranger: names of files are plain names inside the folder, every number
 has its range, neighbouring segments must fit together, and a file is opened only after its sha256.
@@ -37,7 +37,7 @@ class TensorSpec:
     """An input or output of a segment.
 
     Attributes:
-        name: "image", "hidden", "logits" or "gate".
+        name: "image", "hidden_in", "hidden", "logits" or "gate".
         dtype: "float32" or "float16".
         shape: of one image, without the batch: () of a gate.
     """
@@ -89,7 +89,7 @@ class Manifest:
         name: of the network, such as "gfnet_dynn_12_384".
         classes: their names, in the order of the logits.
         preprocessing: how a picture becomes an image; None where only prepared ones are taken.
-        batch: smallest and largest number of images that a segment takes at a time.
+        batch: smallest (always 1) and largest number of images that a segment takes at a time.
         target: name of what the files were written for, such as "jetpack6.2".
         opset: of the ONNX files.
         segments: in the order of the network.
@@ -162,7 +162,7 @@ def read_manifest(bundle: Path, *, check_files: bool = True) -> Manifest:
     bundle = Path(bundle)
     if not bundle.is_dir():
         raise UserInputError(
-            f"bundle {bundle} is not a folder; expected one that python -m compress.export_trt wrote"
+            f"bundle {bundle} is not a folder; expected what python -m compress.export_trt wrote"
         )
     path = check_readable(bundle / MANIFEST, "manifest")
     try:
@@ -210,7 +210,7 @@ def _parse(value: Mapping[str, Any]) -> Manifest:
         name=_text(value["name"]),
         classes=_items(value["classes"], _text),
         preprocessing=None if pre is None else Preprocessing.from_dict(pre),
-        batch=_pair(value["batch"], smallest=1),
+        batch=_batch(value["batch"]),
         target=_text(value["target"]),
         opset=_count(value["opset"], smallest=1),
         segments=_items(value["segments"], _segment),
@@ -255,7 +255,7 @@ def _tensor(value: Mapping[str, Any]) -> TensorSpec:
 
 def _check_consistent(manifest: Manifest) -> None:
     """Raise ValueError unless every segment takes what the one before it gives."""
-    *gated, last = manifest.segments
+    last = manifest.segments[-1]
     image, classes = manifest.image, len(manifest.classes)
     if image.name != "image" or image.dtype != "float32" or len(image.shape) != 3:
         raise ValueError(f"the first segment takes {image.name} {list(image.shape)}")
@@ -266,8 +266,11 @@ def _check_consistent(manifest: Manifest) -> None:
     carried = image
     for segment in manifest.segments:
         wanted = ("logits",) if segment is last else ("hidden", "logits", "gate")
-        if segment.inputs != (carried,) or tuple(o.name for o in segment.outputs) != wanted:
+        (taken,) = segment.inputs
+        if (taken.dtype, taken.shape) != (carried.dtype, carried.shape) or taken.name in wanted[:1]:
             raise ValueError(f"{segment.file} does not fit the segment before it")
+        if tuple(output.name for output in segment.outputs) != wanted:
+            raise ValueError(f"{segment.file} does not give {', '.join(wanted)}")
         if segment.output("logits") != TensorSpec("logits", "float32", (classes,)):
             raise ValueError(f"{segment.file} gives other logits than {classes} classes")
         if (segment.threshold is None) != (segment is last):
@@ -291,6 +294,13 @@ def _pair(value: Any, *, smallest: int) -> Tuple[int, int]:
     if first > last:
         raise ValueError(f"{first} before {last}")
     return first, last
+
+
+def _batch(value: Any) -> Tuple[int, int]:
+    batch = _pair(value, smallest=1)
+    if batch[0] != 1:  # images leave one by one, so any number may travel on
+        raise ValueError(f"batches from {batch[0]} images on")
+    return batch
 
 
 def _count(value: Any, *, smallest: int = 0, largest: int = LARGEST) -> int:

@@ -3,15 +3,12 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from compress.checkpoint import Checkpoint, model_from_checkpoint
 from compress.data.image_data import ImageData
-from compress.data.spec import load_data
-from compress.errors import UnsupportedModelError, UserInputError
+from compress.data.sample import check_forward, image_size_of, noise, pictures
 from compress.models.channel_kinds import (
     resolve_kinds,
     trained_kinds,
@@ -93,9 +90,12 @@ def open_source(
     untrained = tuple(kind for kind in kinds if kind not in trained_kinds(original))
     model = with_scales(original, kinds)
     check_finite(channel_scales(model))  # before a forward that would only say "NaN somewhere"
-    size = _image_size(image_size, checkpoint, model)
-    images, images_name = _noise(model, size, seed) if data is None else _pictures(data, size, seed)
-    _check_forward(model, images)
+    size = image_size_of(checkpoint, model, asked=image_size)
+    if data is None:
+        images, images_name = noise(model, size, count=COMPARED_IMAGES, seed=seed)
+    else:
+        images, images_name = pictures(data, size, count=COMPARED_IMAGES, seed=seed)
+    check_forward(model, images, option="--input-size")
     if untrained:
         _warn_untrained(untrained)
     trained = [kind for kind in kinds if kind not in untrained]
@@ -110,50 +110,6 @@ def open_source(
         images=images,
         images_name=images_name,
     )
-
-
-def _image_size(asked: int | None, checkpoint: Checkpoint, model: nn.Module) -> tuple[int, int]:
-    built_for: Any = getattr(model, "config", {}).get("image_size")
-    recorded = checkpoint.meta.get("preprocessing", {}).get("image_size")
-    size = asked or built_for or recorded or 224
-    height, width = size if isinstance(size, list | tuple) else (size, size)
-    return height, width
-
-
-def _pictures(data: str | ImageData, size: tuple[int, int], seed: int) -> tuple[Tensor, str]:
-    if isinstance(data, str):
-        if size[0] != size[1]:
-            raise UserInputError(
-                f"the network takes images of {size[0]}x{size[1]}, and --data {data} gives square "
-                "ones; leave --data out to compare outputs on noise"
-            )
-        data = load_data(data, image_size=size[0], seed=seed)
-    split = data.splits["calibration"]
-    first = split.images(torch.arange(min(COMPARED_IMAGES, len(split))))
-    return data.normalize(first), f"{len(first)} calibration images of {data.name}"
-
-
-def _noise(model: nn.Module, size: tuple[int, int], seed: int) -> tuple[Tensor, str]:
-    channels = getattr(model, "config", {}).get("in_channels", 3)
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(COMPARED_IMAGES, channels, *size, generator=generator)
-    return noise, f"{COMPARED_IMAGES} images of noise (seed {seed})"
-
-
-def _check_forward(model: nn.Module, images: Tensor) -> None:
-    try:
-        with torch.inference_mode():
-            output = model(images[:1])
-    except Exception as err:  # whatever the layers raise for a size that they cannot take
-        raise UserInputError(
-            f"the network does not take images of {tuple(images.shape[1:])}: {err}; "
-            "give the size that it was trained with by --input-size"
-        ) from err
-    if isinstance(output, Tensor) and not torch.isfinite(output).all():
-        raise UnsupportedModelError(
-            "the network computes NaN or infinity before anything is removed; its weights are "
-            "damaged or its training diverged, so take an earlier checkpoint"
-        )
 
 
 def _warn_untrained(kinds: Sequence[str]) -> None:

@@ -1,0 +1,130 @@
+"""Classify pictures with a bundle: its segments in order, stopped at the first gate that fires."""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import List, Optional, Union
+
+from compress.cli import HelpFormatter, add_common_options, run_door
+from compress.errors import UserInputError
+from compress.runtime.backends import BACKENDS
+from compress.runtime.dispatcher import Dispatcher
+from compress.runtime.pictures import ARRAY_SUFFIX, readings
+from compress.runtime.stream import Tally, find_pictures, predictions, prefetched
+
+__all__ = ["main"]
+
+EPILOG = """examples:
+  python -m compress.dispatch digits.bundle photo.jpg
+  python -m compress.dispatch digits.bundle photos --json --times > results.jsonl
+  python -m compress.dispatch digits.bundle images.npy --thresholds 0.9,0.8,0.8 --batch 32
+
+a .npy file holds pixels, uint8 (3, S, S) or (N, 3, S, S) at the size that the network takes, or
+normalised float32; it needs no Pillow. With --json every line is one object: one of each image,
+as soon as it is known, and the summary last. An image that cannot be read does not stop the
+others; the exit code is 3 then
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m compress.dispatch",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=HelpFormatter,
+    )
+    add = parser.add_argument
+    add("bundle", type=Path, help="folder that python -m compress.export_trt wrote")
+    words = "picture, .npy file, or folder, of which all pictures at any depth are taken"
+    add("images", type=Path, nargs="+", metavar="IMAGE", help=words)
+    words = (
+        "leave at gate >= T: one for all exits, or one for each as in 0.9,0.8 (those of the bundle)"
+    )
+    add("--thresholds", metavar="T", help=words)
+    words = "auto takes TensorRT where the bundle has engines and this machine a GPU"
+    add("--backend", choices=("auto", *BACKENDS), default="auto", help=words)
+    add("--batch", type=int, default=1, metavar="N", help="images at a time")
+    words = "processor threads of ONNX Runtime (as many as it likes)"
+    add("--threads", type=int, metavar="N", help=words)
+    add("--times", action="store_true", help="also tell the milliseconds in each segment")
+    add_common_options(parser)
+    return parser
+
+
+def _work(options: argparse.Namespace) -> None:
+    for name in ("batch", "threads"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise UserInputError(f"--{name} is {getattr(options, name)}; expected at least 1")
+    files = find_pictures(options.images)
+    with Dispatcher(
+        options.bundle,
+        None if options.backend == "auto" else options.backend,
+        thresholds=_thresholds(options.thresholds),
+        threads=options.threads,
+    ) as dispatcher:
+        largest = dispatcher.backend.max_batch
+        if options.batch > largest:
+            raise UserInputError(f"--batch is {options.batch}; the bundle takes at most {largest}")
+        tally = _classify(dispatcher, files, options)
+    summary = {"backend": dispatcher.backend.name, **tally.to_dict()}
+    print(json.dumps({"summary": summary}) if options.json else tally.to_text(), flush=True)
+    if tally.errors:
+        raise UserInputError(
+            f"{tally.errors} of {tally.images} images have errors; see their lines"
+        )
+
+
+def _thresholds(text: Optional[str]) -> Union[float, List[float], None]:
+    try:
+        bars = None if text is None else [float(part) for part in text.split(",")]
+    except ValueError as err:
+        raise UserInputError(
+            f"--thresholds is {text!r}; expected numbers, such as 0.9,0.8"
+        ) from err
+    return bars[0] if bars and len(bars) == 1 else bars
+
+
+def _classify(dispatcher: Dispatcher, files: List[Path], options: argparse.Namespace) -> Tally:
+    manifest, batch = dispatcher.manifest, options.batch
+    images = readings(files, manifest.image.shape, manifest.preprocessing)
+    tally, progress = Tally(manifest), _Progress(files, options.quiet)
+    try:
+        with prefetched(images, ahead=2 * batch + 2) as items:
+            for found in predictions(dispatcher, items, batch=batch, times=options.times):
+                tally.add(found)
+                print(json.dumps(found.to_dict()) if options.json else found.to_text(), flush=True)
+                progress.show(tally)
+    finally:
+        progress.clear()
+    return tally
+
+
+class _Progress:
+    """One line on a terminal, where the results do not show how far the run is."""
+
+    def __init__(self, files: List[Path], quiet: bool) -> None:
+        has_arrays = any(path.suffix.lower() == ARRAY_SUFFIX for path in files)  # images unknown
+        self.of = "" if has_arrays else f" of {len(files)}"
+        self.shown = sys.stderr.isatty() and not sys.stdout.isatty() and not quiet
+        self.next = 0.0
+
+    def show(self, tally: Tally) -> None:
+        if self.shown and time.monotonic() >= self.next:
+            self.next = time.monotonic() + 0.2
+            line = f"\r{tally.images}{self.of} images, {tally.errors} with errors"
+            print(line, end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        if self.shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Run the door; return its exit code."""
+    return run_door(_parser(), _work, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

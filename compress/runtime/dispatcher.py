@@ -1,0 +1,176 @@
+"""The host side of early exit: call the segments in order, stop at the first gate that fires.
+
+An image leaves behind segment i when gate_i >= threshold_i, compared in float64 as torch's
+`.item() >= threshold` compares; a gate that is not a number never fires. Only gates cross to the
+host between segments; hidden states stay where the backend keeps them. In a batch, images that
+left do not travel on, and the decisions are those of image by image.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import List, Optional, Sequence, Tuple, Type, Union
+
+import numpy as np
+
+from compress.errors import UserInputError
+from compress.runtime.backend import Backend
+from compress.runtime.backends import open_backend
+from compress.runtime.manifest import Manifest, read_manifest
+
+__all__ = ["Dispatched", "Dispatcher", "SegmentTime"]
+
+SegmentTime = Tuple[int, int, float]  # segment, images, milliseconds
+
+
+@dataclass(frozen=True)
+class Dispatched:
+    """What became of each image, in the order in which they came.
+
+    Attributes:
+        logits: (N, K) float32, of the exit where each image left.
+        classes: (N,) int64, the most likely class.
+        exits: (N,) int64, number of the exit, E for the final head.
+        segment_ms: of every segment that ran: its number, images in it, milliseconds; None unless
+            times were asked for.
+    """
+
+    logits: np.ndarray
+    classes: np.ndarray
+    exits: np.ndarray
+    segment_ms: Optional[List[SegmentTime]] = None
+
+
+class Dispatcher:
+    """Runs a bundle.
+
+    Args:
+        bundle: its folder.
+        backend: "onnxruntime", "tensorrt", or an object of your own; None takes TensorRT where
+            the bundle has engines, else ONNX Runtime.
+        thresholds: in place of the manifest's, one for all exits or one for each, in [0, 1].
+        threads: of ONNX Runtime on the CPU; None leaves it to ONNX Runtime.
+
+    Raises:
+        UserInputError: the bundle or the thresholds cannot be used.
+        ToolchainError: the backend is missing, or cannot run the bundle.
+
+    >>> Dispatcher("digits.bundle").run(images).classes  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        bundle: Union[str, Path],
+        backend: Union[None, str, Backend] = None,
+        *,
+        thresholds: Union[None, float, Sequence[float]] = None,
+        threads: Optional[int] = None,
+    ) -> None:
+        manifest = read_manifest(Path(bundle))
+        if thresholds is not None:
+            manifest = manifest.with_thresholds(thresholds)
+        self.manifest: Manifest = manifest
+        self.backend = (
+            backend
+            if isinstance(backend, Backend)
+            else open_backend(backend, Path(bundle), manifest, threads=threads)
+        )
+        self.last = len(manifest.segments) - 1
+
+    def set_thresholds(self, thresholds: Union[float, Sequence[float]]) -> None:
+        """Use other thresholds from the next image on; nothing is rebuilt.
+
+        Raises:
+            UserInputError: they do not fit the exits, or lie outside [0, 1].
+        """
+        self.manifest = self.manifest.with_thresholds(thresholds)
+
+    def run(self, images: np.ndarray, *, times: bool = False) -> Dispatched:
+        """Classify images.
+
+        Args:
+            images: (N, C, H, W) or one (C, H, W); float32 that is prepared already, or uint8 RGB
+                of the network's size, which is normalised here.
+            times: also tell how long every segment took.
+
+        Raises:
+            UserInputError: images of another size or type than the network takes, or none.
+        """
+        batch = self._prepared(images)
+        bars = self.manifest.thresholds
+        logits = np.empty((len(batch), len(self.manifest.classes)), dtype=np.float32)
+        exits = np.full(len(batch), self.last, dtype=np.int64)
+        clock: Optional[List[SegmentTime]] = [] if times else None
+        step = self.backend.max_batch
+        for start in range(0, len(batch), step):
+            part = slice(start, start + step)
+            self._run_batch(batch[part], bars, logits[part], exits[part], clock)
+        return Dispatched(logits, logits.argmax(axis=1), exits, clock)
+
+    def close(self) -> None:
+        """Give back what the backend holds."""
+        self.backend.close()
+
+    def __enter__(self) -> "Dispatcher":
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        self.close()
+
+    def _run_batch(
+        self,
+        images: np.ndarray,
+        bars: List[float],
+        logits: np.ndarray,
+        exits: np.ndarray,
+        clock: Optional[List[SegmentTime]],
+    ) -> None:
+        """Run one batch; its results go into the rows of `logits` and `exits`."""
+        backend = self.backend
+        backend.load(images)
+        alive: Optional[np.ndarray] = None  # places of the images still on their way; None is all
+        for segment, bar in enumerate(bars):
+            gates = self._run_segment(segment, len(images) if alive is None else len(alive), clock)
+            leaves = gates.astype(np.float64) >= bar  # False for NaN
+            if not leaves.any():
+                continue
+            rows = np.arange(len(images)) if alive is None else alive
+            logits[rows[leaves]] = backend.logits()[leaves]
+            exits[rows[leaves]] = segment
+            if leaves.all():
+                return
+            backend.keep(np.flatnonzero(~leaves))
+            alive = rows[~leaves]
+        self._run_segment(self.last, len(images) if alive is None else len(alive), clock)
+        logits[slice(None) if alive is None else alive] = backend.logits()
+
+    def _run_segment(
+        self, segment: int, images: int, clock: Optional[List[SegmentTime]]
+    ) -> np.ndarray:
+        if clock is None:
+            return self.backend.run(segment)  # type: ignore  # None of the last segment alone
+        start = time.perf_counter()
+        gates = self.backend.run(segment)
+        clock.append((segment, images, 1e3 * (time.perf_counter() - start)))
+        return gates  # type: ignore  # None of the last segment alone
+
+    def _prepared(self, images: np.ndarray) -> np.ndarray:
+        shape = self.manifest.image.shape
+        batch = images[None] if images.ndim == len(shape) else images
+        if batch.shape[1:] != shape or not len(batch):
+            raise UserInputError(
+                f"images have the shape {images.shape}; expected (N, {', '.join(map(str, shape))}) "
+                f"with N at least 1, which {self.manifest.name} takes"
+            )
+        if batch.dtype == np.uint8 and self.manifest.preprocessing is not None:
+            return self.manifest.preprocessing.normalize_array(batch)
+        if batch.dtype != np.float32:
+            kinds = "float32" if self.manifest.preprocessing is None else "float32 or uint8"
+            raise UserInputError(f"images are of type {batch.dtype}; expected {kinds}")
+        return np.ascontiguousarray(batch)

@@ -1,0 +1,314 @@
+"""Pictures as network inputs: decoded, resized, cut; or read from .npy files, prepared.
+
+The recipe is Resize(resize_size, bicubic) then CenterCrop(image_size), as published accuracies of
+GFNet were measured: same sizes, same filter, same rounding. The orientation tag of a photograph is
+not applied, as it was not there. Training and the device both come here, so they see the same
+pixels. Pillow of any version from 7.0 on does, which is the one that JetPack 5.1 has.
+
+A machine without Pillow reads .npy files: pixels, (3, S, S) or (N, 3, S, S) uint8 at their final
+size, or prepared images, float32 and normalised.
+"""
+
+import inspect
+import math
+import os
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from types import ModuleType
+from typing import (
+    IO,
+    Any,
+    Callable,
+    Iterable,
+    Iterator,
+    NamedTuple,
+    NoReturn,
+    Optional,
+    Tuple,
+    Union,
+)
+
+import numpy as np
+
+from compress.errors import ToolchainError, UserInputError
+from compress.optional import require
+from compress.runtime.preprocessing import Preprocessing
+
+__all__ = [
+    "ARRAY_SUFFIX",
+    "SUFFIXES",
+    "DamagedPictureError",
+    "Reading",
+    "open_picture",
+    "pillow",
+    "prepare",
+    "read_picture",
+    "readings",
+]
+
+# Every other format is refused before its reader runs: some start programs, as EPS does.
+FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
+ARRAY_SUFFIX = ".npy"
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ARRAY_SUFFIX, ".png", ".tif", ".tiff", ".webp")
+
+Picture = Any  # a PIL.Image.Image; Pillow is not imported here, nor need it be there
+
+
+class DamagedPictureError(ValueError):
+    """What is wrong with a picture, in a few words that fit into brackets."""
+
+
+class Reading(NamedTuple):
+    """One image that can be read.
+
+    Attributes:
+        name: path of its file; behind it "[i]" where the file holds several.
+        read: returns the image, (C, H, W) float32 and normalised; UserInputError where it cannot.
+    """
+
+    name: str
+    read: Callable[[], np.ndarray]
+
+
+class _Header(NamedTuple):
+    shape: Tuple[int, ...]
+    dtype: np.dtype
+    start: int  # bytes before the first element
+
+
+def readings(
+    paths: Iterable[Path], shape: Tuple[int, ...], preprocessing: Optional[Preprocessing]
+) -> Iterator[Reading]:
+    """Return the images of the files, in order; nothing is decoded before `Reading.read`.
+
+    A file that is damaged is one reading, which raises when it is read.
+
+    Args:
+        paths: picture files and .npy files.
+        shape: (C, H, W) that the network takes.
+        preprocessing: of pictures; None where only prepared images are taken.
+
+    Raises:
+        UserInputError: there is a picture, but no preprocessing.
+        ToolchainError: there is a picture, but no Pillow.
+    """
+    files = list(paths)
+    pictures = [path for path in files if not _is_array(path)]
+    if pictures and preprocessing is None:
+        raise UserInputError(
+            f"image {pictures[0]} is a picture, but the bundle does not say how to prepare one; "
+            "give prepared images, float32 in .npy files"
+        )
+    if pictures:
+        pillow()
+    return chain.from_iterable(_readings(path, shape, preprocessing) for path in files)
+
+
+def read_picture(path: Path, preprocessing: Preprocessing) -> np.ndarray:
+    """Return the picture in a file as (3, S, S) uint8, where S is `preprocessing.image_size`.
+
+    Raises:
+        UserInputError: the file is gone or cannot be decoded; it is named.
+        ToolchainError: Pillow is missing.
+    """
+    try:
+        with open_picture(path) as image:
+            return prepare(image.convert("RGB"), preprocessing)
+    except DamagedPictureError as err:
+        raise UserInputError(
+            f"image {path} cannot be decoded ({err}); replace or remove the file"
+        ) from err
+
+
+@contextmanager
+def open_picture(file: Union[Path, IO[bytes]]) -> Iterator[Picture]:
+    """Give an opened picture of 8 bits a channel; it is decoded by what the block does with it.
+
+    Raises:
+        DamagedPictureError: it cannot be opened, or the block raised anything at all.
+        ToolchainError: Pillow is missing.
+    """
+    image_module = pillow()
+    try:
+        with _opened(image_module, file) as image:
+            _check_depth(image)
+            yield image
+    except Exception as err:  # decoders raise nearly anything on hostile bytes
+        raise DamagedPictureError(_reason(err)) from err
+
+
+def prepare(image: Picture, preprocessing: Preprocessing) -> np.ndarray:
+    """Resize the shorter side and cut out the centre square of an RGB picture.
+
+    Returns:
+        (3, S, S) uint8, where S is `preprocessing.image_size`.
+
+    Raises:
+        ValueError: the picture is so long and thin that resizing would take unreasonable memory.
+    """
+    size, shorter = preprocessing.image_size, preprocessing.resize_size
+    width, height = image.size
+    if width <= height:
+        resized = (shorter, int(shorter * height / width))
+    else:
+        resized = (int(shorter * width / height), shorter)
+    image_module = pillow()
+    limit = image_module.MAX_IMAGE_PIXELS
+    if limit is not None and resized[0] * resized[1] > limit:
+        raise ValueError(f"{width} x {height} would be resized to {resized[0]} x {resized[1]}")
+    if image.size != resized:
+        filters = getattr(image_module, "Resampling", image_module)  # Pillow before 9.1 has none
+        image = image.resize(resized, filters.BICUBIC)
+    left, top = (round((side - size) / 2) for side in resized)
+    cut = image.crop((left, top, left + size, top + size))
+    return np.ascontiguousarray(np.asarray(cut, dtype=np.uint8).transpose(2, 0, 1))
+
+
+def pillow() -> ModuleType:
+    """Return Pillow's module `PIL.Image`.
+
+    Raises:
+        ToolchainError: Pillow is missing.
+    """
+    try:
+        return require("PIL.Image", "reading images")
+    except ToolchainError as err:
+        raise ToolchainError(
+            f"Pillow is needed for reading images, but importing it failed ({err.__cause__}); "
+            "install it with: pip install pillow, or give the images as .npy files"
+        ) from err
+
+
+def _is_array(path: Path) -> bool:
+    return path.suffix.lower() == ARRAY_SUFFIX
+
+
+def _readings(
+    path: Path, shape: Tuple[int, ...], preprocessing: Optional[Preprocessing]
+) -> Iterator[Reading]:
+    if preprocessing is None or _is_array(path):
+        return _array_readings(path, shape, preprocessing)
+    return iter([Reading(str(path), partial(_read_normalized, path, preprocessing))])
+
+
+def _read_normalized(path: Path, preprocessing: Preprocessing) -> np.ndarray:
+    return preprocessing.normalize_array(read_picture(path, preprocessing))
+
+
+def _opened(image_module: ModuleType, file: Union[Path, IO[bytes]]) -> Picture:
+    if isinstance(file, Path):
+        _check_regular(file)
+    if "formats" in inspect.signature(image_module.open).parameters:
+        return image_module.open(file, formats=FORMATS)
+    image = image_module.open(file)  # Pillow before 8.0: the header is read, nothing is decoded yet
+    if image.format not in (*FORMATS, "MPO"):  # which is a JPEG with a second one behind it
+        image.close()
+        raise ValueError(_unknown_format())
+    return image
+
+
+def _check_regular(path: Path) -> None:
+    if path.exists() and not path.is_file():  # a pipe would be waited for without end
+        raise ValueError("it is not a file")
+
+
+def _check_depth(image: Picture) -> None:
+    # Pillow clips deeper pixels to 0 … 255 without a word, which leaves a white picture.
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"its pixels are of mode {image.mode}, expected 8 bits a channel")
+
+
+def _reason(err: Exception) -> str:
+    if isinstance(err, OSError) and err.strerror:
+        return err.strerror
+    if type(err).__name__ == "UnidentifiedImageError":  # its own text is a memory address
+        return _unknown_format()
+    return str(err) or type(err).__name__
+
+
+def _unknown_format() -> str:
+    return f"no image of the formats {', '.join(FORMATS)}"
+
+
+def _array_readings(
+    path: Path, shape: Tuple[int, ...], preprocessing: Optional[Preprocessing]
+) -> Iterator[Reading]:
+    """Yield the images of a .npy file, of which the header alone is read now."""
+    try:
+        header = _checked_header(path, shape, preprocessing)
+    except UserInputError as err:
+        yield Reading(str(path), partial(_raise, err))
+        return
+    several = len(header.shape) > len(shape)
+    for place in range(header.shape[0] if several else 1):
+        name = f"{path}[{place}]" if several else str(path)
+        yield Reading(name, partial(_read_row, path, header, place, shape, preprocessing))
+
+
+def _raise(err: UserInputError) -> NoReturn:
+    raise err
+
+
+def _checked_header(
+    path: Path, shape: Tuple[int, ...], preprocessing: Optional[Preprocessing]
+) -> _Header:
+    try:
+        _check_regular(path)
+        header = _header(path)
+    except Exception as err:  # a header is text of its own, parsed by numpy
+        raise UserInputError(
+            f"image {path} cannot be read ({_reason(err)}); expected a file that numpy.save wrote"
+        ) from err
+    kinds = ("float32",) if preprocessing is None else ("uint8", "float32")
+    several = header.shape[1:] == shape and header.shape[0] > 0
+    if str(header.dtype) not in kinds or not (header.shape == shape or several):
+        sides = ", ".join(map(str, shape))
+        raise UserInputError(
+            f"image {path} holds {header.dtype} of shape {header.shape}; expected "
+            f"{' or '.join(kinds)} of shape ({sides}) or (N, {sides})"
+        )
+    return header
+
+
+def _header(path: Path) -> _Header:
+    """Read the header of a .npy file; ValueError where the file does not hold what it says."""
+    with open(str(path), "rb") as file:
+        version = np.lib.format.read_magic(file)
+        if version != (1, 0):  # the others are for headers that no image has
+            raise ValueError(f"version {version} of the format, expected (1, 0)")
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+        start, held = file.tell(), os.fstat(file.fileno()).st_size
+    if fortran_order:
+        raise ValueError("in Fortran's order, expected numpy.ascontiguousarray")
+    expected = start + dtype.itemsize * math.prod(shape)
+    if held != expected:
+        raise ValueError(f"{held} bytes, its header says {expected}")
+    return _Header(shape, dtype, start)
+
+
+def _read_row(
+    path: Path,
+    header: _Header,
+    place: int,
+    shape: Tuple[int, ...],
+    preprocessing: Optional[Preprocessing],
+) -> np.ndarray:
+    size = header.dtype.itemsize * math.prod(shape)
+    try:
+        with open(str(path), "rb") as file:
+            file.seek(header.start + place * size)
+            content = file.read(size)
+    except OSError as err:
+        raise UserInputError(f"image {path} cannot be read ({_reason(err)})") from err
+    if len(content) < size:
+        raise UserInputError(f"image {path} was cut off while it was read; give it whole")
+    image = np.frombuffer(content, dtype=header.dtype).reshape(shape)
+    if image.dtype == np.uint8 and preprocessing is not None:
+        return preprocessing.normalize_array(image)
+    if not np.isfinite(image).all():
+        raise UserInputError(
+            f"image {place} of {path} holds values that are not finite; expected normalised ones"
+        )
+    return image
