@@ -13,6 +13,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(READY)
+	$(BIN)/python tools/tensorrt_fixtures.py
 	$(BIN)/python -m pytest -m slow
 
 lint: $(READY)

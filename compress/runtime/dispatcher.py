@@ -62,9 +62,9 @@ class Dispatcher:
     def __init__(
         self,
         bundle: Union[str, Path],
-        backend: Union[None, str, Backend] = None,
+        backend: Union[str, Backend, None] = None,
         *,
-        thresholds: Union[None, float, Sequence[float]] = None,
+        thresholds: Union[float, Sequence[float], None] = None,
         threads: Optional[int] = None,
     ) -> None:
         manifest = read_manifest(Path(bundle))

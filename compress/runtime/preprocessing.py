@@ -1,7 +1,7 @@
 """How a picture becomes a network input, as data that travel with checkpoints and bundles."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Dict, Mapping, Tuple
+from typing import Any, Dict, Mapping, Tuple, Type, TypeVar
 
 import numpy as np
 
@@ -11,6 +11,7 @@ __all__ = ["Preprocessing"]
 
 RESIZES = ("pillow-bicubic",)
 RGB = Tuple[float, float, float]
+Self = TypeVar("Self", bound="Preprocessing")  # typing has one from 3.11 on
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Preprocessing:
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> "Preprocessing":
+    def from_dict(cls: Type[Self], value: Mapping[str, Any]) -> Self:
         """Rebuild what `to_dict` gave.
 
         Raises:

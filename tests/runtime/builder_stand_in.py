@@ -1,0 +1,144 @@
+"""What `TensorRTCompiler` needs of TensorRT, recorded: for the logic around a build."""
+
+import hashlib
+from types import ModuleType, SimpleNamespace
+
+import onnx
+from onnx import TensorProto
+
+GENERATIONS = {
+    8: (["EXPLICIT_BATCH"], ["FP16", "INT8"]),
+    10: (["EXPLICIT_BATCH", "STRONGLY_TYPED"], ["FP16", "INT8"]),
+    11: (["STRONGLY_TYPED"], []),
+}
+
+
+class FakeTensorRT(ModuleType):
+    """What `TensorRTCompiler` needs of TensorRT, with the flags of one of its generations.
+
+    It records what it is told, builds engines out of the ONNX file's sha256, and refuses names
+    that the generation does not have, as any module does.
+    """
+
+    def __init__(self, generation: int, version: str = "10.3.0.30") -> None:
+        super().__init__("tensorrt")
+        self.__version__ = version
+        self.flags, self.builds, self.caches = [], [], []
+        self.fails = ""
+        network_flags, builder_flags = GENERATIONS[generation]
+        self.NetworkDefinitionCreationFlag = SimpleNamespace(
+            **{name: place for place, name in enumerate(network_flags)}
+        )
+        self.BuilderFlag = SimpleNamespace(**{name: name for name in builder_flags})
+        self.ProfilingVerbosity = SimpleNamespace(DETAILED="detailed")
+        self.MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
+        fake = self
+
+        class ILogger:
+            Severity = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2, INFO=3, VERBOSE=4)
+
+        class Cache:
+            def __init__(self, content):
+                self.content = content
+
+            def serialize(self):
+                return self.content + b"+"
+
+        class Config:
+            def __init__(self):
+                self.flags, self.limits, self.profiles = [], [], []
+                self.cache = None
+                if generation != 8:
+                    self.builder_optimization_level = 3
+
+            def set_memory_pool_limit(self, pool, size):
+                self.limits.append((pool, size))
+
+            def set_flag(self, flag):
+                self.flags.append(flag)
+
+            def add_optimization_profile(self, profile):
+                self.profiles.append(profile.shapes)
+
+            def create_timing_cache(self, content):
+                return Cache(bytes(content))
+
+            def set_timing_cache(self, cache, ignore_mismatch):
+                assert ignore_mismatch is False
+                self.cache = cache.content
+                return cache.content.strip(b"+") == b""
+
+        class Network:
+            def tensor(self, value):
+                kind = value.type.tensor_type
+                sizes = [d.dim_value or -1 for d in kind.shape.dim]
+                dtype = {TensorProto.FLOAT: "FLOAT", TensorProto.FLOAT16: "HALF"}[kind.elem_type]
+                return SimpleNamespace(
+                    name=value.name, shape=sizes, dtype=SimpleNamespace(name=dtype)
+                )
+
+            def get_input(self, place):
+                return self.tensor(self.model.graph.input[place])
+
+            def get_output(self, place):
+                return self.tensor(self.model.graph.output[place])
+
+            @property
+            def num_inputs(self):
+                return len(self.model.graph.input)
+
+            @property
+            def num_outputs(self):
+                return len(self.model.graph.output)
+
+        class OnnxParser:
+            def __init__(self, network, logger):
+                self.network = network
+                self.num_errors = 0
+
+            def parse(self, content):
+                self.network.model = onnx.load_from_string(content)
+                self.network.content = content
+                bad = [n for n in self.network.model.graph.node if n.op_type == "DFT"]
+                self.num_errors = len(bad)
+                return not bad
+
+            def get_error(self, place):
+                told = {
+                    "node": lambda: 3,
+                    "desc": lambda: "No importer\n  for DFT",
+                    "code": lambda: SimpleNamespace(name="UNSUPPORTED_NODE"),
+                }
+                if generation != 8:
+                    told["node_name"], told["node_operator"] = lambda: "the_DFT_9", lambda: "DFT"
+                return SimpleNamespace(**told)
+
+        class Builder:
+            def __init__(self, logger):
+                self.logger = logger
+                if fake.fails == "start":
+                    raise TypeError("factory function returned nullptr")
+
+            def create_network(self, flags):
+                fake.flags.append(flags)
+                return Network()
+
+            def create_builder_config(self):
+                return Config()
+
+            def create_optimization_profile(self):
+                profile = SimpleNamespace(shapes=None)
+                profile.set_shape = lambda *shape: setattr(profile, "shapes", shape)
+                return profile
+
+            def build_serialized_network(self, network, config):
+                fake.builds.append(config)
+                if len(fake.builds) == fake.fails:
+                    self.logger.log(ILogger.Severity.ERROR, "out of\nmemory")
+                    return None
+                return b"engine of " + hashlib.sha256(network.content).digest() + bytes([salt()])
+
+        def salt():
+            return len(fake.builds)
+
+        self.ILogger, self.OnnxParser, self.Builder = ILogger, OnnxParser, Builder

@@ -1,0 +1,142 @@
+"""Bundles with engines of the fake TensorRT, and what they decide, in plain numpy."""
+
+import hashlib
+import json
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+
+from compress.runtime.cuda import CudaRuntime
+from compress.runtime.dispatcher import Dispatcher
+from compress.runtime.engines import EngineFile, EngineSet, write_engines
+from compress.runtime.manifest import Manifest, Segment, TensorSpec, read_manifest, write_manifest
+from compress.runtime.tensorrt_backend import TensorRTBackend
+from tests.runtime.fake_cuda import FakeDevice
+from tests.runtime.fake_tensorrt import VERSIONS, FakeTensorRT, segment_values
+
+ERAS = ["8.5", "10", "11"]
+IMAGE = TensorSpec("image", "float32", (2, 4, 4))  # 8 of them fill whole units of 256 bytes
+HIDDEN = ((3, 4), (2, 3), (5, 7))  # shapes that differ, so that no row has another's size
+CLASSES = 4
+MEMORY = (4096, 100_000, 300, 7)  # scratch bytes: the largest neither first nor last
+MIXED = (0.5, 0.8, 0.4)
+
+
+def _sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def _segments(dtype, exits):
+    carried, parts = IMAGE, []
+    for i in range(exits + 1):
+        hidden = TensorSpec("hidden", dtype, HIDDEN[i % 3])
+        logits = TensorSpec("logits", "float32", (CLASSES,))
+        gated = (hidden, logits, TensorSpec("gate", "float32", ()))
+        parts.append(
+            Segment(
+                file=f"segment_{i}.onnx",
+                sha256=_sha256(b"onnx %d" % i),
+                blocks=(i, i + 1),
+                macs=1,
+                threshold=None if i == exits else MIXED[i],
+                inputs=(carried,),
+                outputs=(logits,) if i == exits else gated,
+            )
+        )
+        carried = replace(hidden, name="hidden_in")
+    return tuple(parts)
+
+
+def engine_value(number, segment, batch):
+    sides = ((True, segment.inputs), (False, segment.outputs))
+    tensors = [[way, s.name, s.dtype, list(s.shape)] for way, specs in sides for s in specs]
+    size = [1] if batch == (1, 1) else list(batch)
+    return {"segment": number, "batch": size, "memory": MEMORY[number], "tensors": tensors}
+
+
+def write_engine_files(bundle, manifest, engines, **stamp):
+    files = []
+    for number, (engine, segment) in enumerate(zip(engines, manifest.segments, strict=True)):
+        content = engine if isinstance(engine, bytes) else json.dumps(engine).encode()
+        (bundle / f"segment_{number}.engine").write_bytes(content)
+        files.append(EngineFile(f"segment_{number}.engine", _sha256(content), segment.sha256))
+    made = EngineSet(
+        **{
+            "builder": "tensorrt",
+            "tensorrt_version": "10.3.0",
+            "compute_capability": "8.7",
+            "device_name": "Fake GPU",
+            "segments": tuple(files),
+            **stamp,
+        }
+    )
+    write_engines(made, bundle)
+
+
+def write_bundle(folder, *, dtype="float32", batch=(1, 8), exits=3, era="10", change=None):
+    """Write a bundle with engines, after `change(engines)`; return its folder."""
+    folder.mkdir(parents=True)
+    manifest = Manifest(
+        name="fake",
+        classes=tuple("abcd"),
+        preprocessing=None,
+        batch=batch,
+        target="tensorrt10",
+        opset=17,
+        segments=_segments(dtype, exits),
+    )
+    for number, segment in enumerate(manifest.segments):
+        (folder / segment.file).write_bytes(b"onnx %d" % number)
+    write_manifest(manifest, folder)
+    engines = [engine_value(i, segment, batch) for i, segment in enumerate(manifest.segments)]
+    if change is not None:
+        change(engines)
+    write_engine_files(folder, manifest, engines, tensorrt_version=VERSIONS[era])
+    return folder
+
+
+@contextmanager
+def opened(bundle, *, era="10", device=None, uncapturable=(), refuses=(), **options):
+    """Give the backend and its device; afterwards there are neither faults nor leaks."""
+    device = device or FakeDevice()
+    trt = FakeTensorRT(device, era, uncapturable=uncapturable, refuses=refuses)
+    cuda = CudaRuntime(device.library, device.driver)
+    backend = TensorRTBackend(bundle, read_manifest(bundle), trt=trt, cuda=cuda, **options)
+    try:
+        yield backend, device
+    finally:
+        backend.close()
+    del backend
+    assert device.faults == []
+    assert device.leaks() == {}
+
+
+def decided(bundle, images, bars=None):
+    """Return logits and exits of images one by one, in plain numpy: the reference."""
+    manifest = read_manifest(bundle, check_files=False)
+    bars = manifest.thresholds if bars is None else bars
+    logits, exits = [], []
+    for image in images:
+        x = image[None]
+        for number, segment in enumerate(manifest.segments):
+            outputs = {spec.name: spec.shape for spec in segment.outputs}
+            values = segment_values(number, outputs, x)
+            x = values.get("hidden")
+            if number == len(bars) or values["gate"][0] >= bars[number]:
+                break
+        logits.append(values["logits"][0])
+        exits.append(number)
+    return np.array(logits, dtype=np.float32), np.array(exits)
+
+
+def sample_images(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 64, (count, *IMAGE.shape)).astype(np.float32)
+
+
+def assert_decides(backend, bundle, images):
+    done = Dispatcher(bundle, backend).run(images)
+    logits, exits = decided(bundle, images)
+    np.testing.assert_array_equal(done.exits, exits)
+    np.testing.assert_array_equal(done.logits, logits)

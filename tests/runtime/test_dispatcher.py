@@ -1,0 +1,168 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from compress.errors import UserInputError
+from compress.runtime.backend import Backend
+from compress.runtime.dispatcher import Dispatcher
+from compress.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from tests.export.triton_bundles import (
+    BATCH,
+    CLASSES,
+    SHAPE,
+    THRESHOLDS,
+    early_exit,
+    images_with,
+    write_bundle,
+)
+
+
+class GatheringBackend(OnnxRuntimeBackend):
+    """Compacts as on a GPU, by a Gather node into the other buffer, on the CPU."""
+
+    def keep(self, rows):
+        self._gather(self._segments[self._ran].output("hidden"), rows)
+        self._rows = len(rows)
+
+
+@pytest.fixture(scope="module", params=["float32", "float16"])
+def bundle(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundle") / request.param
+    write_bundle(folder, dtype=request.param)
+    return folder, request.param
+
+
+@pytest.fixture(scope="module", params=[OnnxRuntimeBackend, GatheringBackend])
+def dispatcher(request, bundle):
+    folder, _ = bundle
+    plain = Dispatcher(folder, "onnxruntime")
+    with Dispatcher(folder, request.param(folder, plain.manifest, device="cpu")) as opened:
+        yield opened
+
+
+GATES = arrays.arrays(
+    np.float32,
+    st.tuples(st.integers(1, 2 * BATCH + 3), st.just(2)),
+    elements=st.sampled_from([0.0, 0.25, np.float32(0.25) - 1e-7, 0.5, 0.75, 1.0, np.nan]),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(gates=GATES)
+def test_a_batch_takes_the_decisions_of_image_by_image(dispatcher, bundle, gates):
+    images = images_with(gates)
+    logits, exits = early_exit(images, THRESHOLDS, bundle[1])
+    found = dispatcher.run(images)
+    assert found.exits.tolist() == exits[:, 0].tolist()
+    np.testing.assert_allclose(found.logits, logits, rtol=1e-5, atol=1e-5)
+    assert found.classes.tolist() == found.logits.argmax(1).tolist()
+    one_by_one = [dispatcher.run(image) for image in images]
+    assert [int(each.exits[0]) for each in one_by_one] == exits[:, 0].tolist()
+
+
+def test_an_image_that_left_does_not_travel_on(dispatcher):
+    gates = [[1, 0], [0, 0], [0, 1], [0, 0], [1, 1]]
+    found = dispatcher.run(images_with(gates), times=True)
+    assert [(segment, images) for segment, images, _ in found.segment_ms] == [
+        (0, 5),
+        (1, 3),
+        (2, 2),
+    ]
+    assert all(ms > 0 for _, _, ms in found.segment_ms)
+    assert dispatcher.run(images_with(gates)).segment_ms is None
+
+
+def test_segments_behind_the_last_that_left_do_not_run(dispatcher):
+    found = dispatcher.run(images_with([[1, 0], [1, 0]]), times=True)
+    assert [segment for segment, _, _ in found.segment_ms] == [0]
+
+
+def test_thresholds_compare_in_float64(dispatcher):
+    """float32(0.1) is above 0.1: an image with exactly that score leaves at 0.1, as in torch."""
+    dispatcher.set_thresholds([0.1, np.nextafter(float(np.float32(0.1)), 1)])
+    try:
+        found = dispatcher.run(images_with([[0.1, 0], [0, 0.1]]))
+    finally:
+        dispatcher.set_thresholds(THRESHOLDS)
+    assert found.exits.tolist() == [0, 2]
+
+
+def test_results_are_not_overwritten_by_the_next_call(dispatcher):
+    first = dispatcher.run(images_with([[1, 0], [0, 0]], seed=1))
+    kept = first.logits.copy(), first.exits.copy()
+    dispatcher.run(images_with([[0, 1], [1, 0]], seed=2))
+    assert (first.logits == kept[0]).all()
+    assert (first.exits == kept[1]).all()
+
+
+def test_thresholds_given_at_the_start_replace_those_of_the_bundle(bundle):
+    with Dispatcher(bundle[0], thresholds=0.75) as dispatcher:
+        assert dispatcher.manifest.thresholds == [0.75, 0.75]
+        assert dispatcher.run(images_with([[0.6, 0.8]])).exits.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        pytest.param(np.zeros((2, 3, 2, 4), np.float32), r"expected \(N, 1, 2, 4\)", id="channels"),
+        pytest.param(np.zeros((0, *SHAPE), np.float32), "N at least 1", id="none"),
+        pytest.param(np.zeros((1, *SHAPE), np.float64), "float64; expected float32$", id="double"),
+        pytest.param(np.zeros((1, *SHAPE), np.uint8), "uint8; expected float32$", id="unprepared"),
+        pytest.param(np.zeros(4, np.float32), "have the shape", id="flat"),
+    ],
+)
+def test_images_of_another_size_or_type_are_refused(dispatcher, images, message):
+    with pytest.raises(UserInputError, match=message):
+        dispatcher.run(images)
+
+
+def test_memory_that_is_not_contiguous_is_read_rightly(dispatcher, bundle):
+    images = images_with([[0, 0], [1, 0], [0, 1]])
+    turned = np.asfortranarray(images)
+    np.testing.assert_array_equal(dispatcher.run(turned).logits, dispatcher.run(images).logits)
+
+
+class Recorder(Backend):
+    """Says in which order it was called."""
+
+    max_batch = 2
+
+    def __init__(self, gates):
+        self.gates, self.calls = gates, []
+
+    def load(self, images):
+        self.calls.append(("load", len(images)))
+
+    def run(self, segment):
+        self.calls.append(("run", segment))
+        return np.array(self.gates[segment], np.float32) if segment < 2 else None
+
+    def logits(self):
+        self.calls.append("logits")
+        return np.zeros((2 if self.calls.count("keep") == 0 else 1, CLASSES), np.float32)
+
+    def keep(self, rows):
+        self.calls.append("keep")
+        assert rows.tolist() == [1]
+
+
+def test_a_backend_of_ones_own_is_called_in_order(bundle):
+    backend = Recorder([[1, 0], [0]])
+    found = Dispatcher(bundle[0], backend).run(images_with([[0, 0], [0, 0]]))
+    assert found.exits.tolist() == [0, 2]
+    assert backend.calls == [
+        ("load", 2),
+        ("run", 0),
+        "logits",
+        "keep",
+        ("run", 1),
+        ("run", 2),
+        "logits",
+    ]
+
+
+def test_an_unknown_backend_is_refused(bundle):
+    with pytest.raises(UserInputError, match="'torch'; expected one of onnxruntime, tensorrt"):
+        Dispatcher(bundle[0], "torch")

@@ -1,0 +1,343 @@
+"""Building a set of engines: with a stand-in for TensorRT, and with a process that is killed."""
+
+import json
+import logging
+import os
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from compress.errors import ToolchainError, UnsupportedModelError, UserInputError
+from compress.files import sha256_of
+from compress.runtime import cuda, engine_builder
+from compress.runtime.engine_builder import build_engines
+from compress.runtime.engines import ENGINES, read_engines
+from compress.runtime.manifest import read_manifest
+from compress.runtime.trtexec import TIMING_CACHE
+from tests.runtime.builder_stand_in import FakeTensorRT
+from tests.runtime.tiny_bundle import write_bundle
+
+
+def with_precision(bundle: Path, precision: str) -> None:
+    """Let the manifest say another precision; the stand-in for TensorRT looks at nothing else."""
+    path = bundle / "manifest.json"
+    value = json.loads(path.read_text())
+    for segment in value["segments"]:
+        segment["precision"] = precision
+    path.write_text(json.dumps(value))
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    write_bundle(tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+@pytest.fixture
+def install(monkeypatch):
+    """Let `import tensorrt` find a stand-in, and CUDA a GPU."""
+
+    def put(generation: int = 10, version: str = "10.3.0.30", capability: str = "8.7"):
+        fake = FakeTensorRT(generation, version)
+        monkeypatch.setitem(sys.modules, "tensorrt", fake)
+        monkeypatch.setattr(cuda, "probe_cuda", lambda: cuda.DeviceInfo("Orin", capability))
+        return fake
+
+    return put
+
+
+def engines_of(bundle: Path):
+    return read_engines(bundle, read_manifest(bundle))
+
+
+def test_the_set_says_what_it_was_built_from_and_for(bundle, install):
+    install()
+    engines = build_engines(bundle)
+    assert engines == engines_of(bundle)
+    assert (engines.builder, engines.tensorrt_version) == ("tensorrt", "10.3.0.30")
+    assert (engines.compute_capability, engines.device_name) == ("8.7", "Orin")
+    assert [each.file for each in engines.segments] == ["segment_0.engine", "segment_1.engine"]
+    for engine in engines.segments:
+        onnx_file = bundle / engine.file.replace(".engine", ".onnx")
+        assert engine.onnx_sha256 == sha256_of(onnx_file)
+        assert (bundle / engine.file).read_bytes()[10:42].hex() == engine.onnx_sha256
+
+
+@pytest.mark.parametrize(
+    ("generation", "precision", "network_flags", "builder_flags"),
+    [
+        pytest.param(8, "fp32", 1, [], id="8 knows explicit batch alone"),
+        pytest.param(8, "fp16", 1, ["FP16"], id="8 is allowed float16"),
+        pytest.param(8, "int8", 1, ["INT8"], id="8 is allowed int8"),
+        pytest.param(10, "fp16", 3, [], id="10 is strongly typed, nothing else said"),
+        pytest.param(10, "int8", 3, [], id="10 reads int8 from the file"),
+        pytest.param(11, "fp16", 1, [], id="11 has one flag left, strong types"),
+    ],
+)
+def test_flags_follow_the_names_that_there_are(
+    bundle, install, generation, precision, network_flags, builder_flags
+):
+    fake = install(generation)
+    with_precision(bundle, precision)
+    build_engines(bundle)
+    assert fake.flags == [network_flags] * 2
+    assert [config.flags for config in fake.builds] == [builder_flags] * 2
+    assert {config.profiling_verbosity for config in fake.builds} == {"detailed"}
+
+
+def test_tensorrt_8_is_allowed_float16_where_hidden_states_are_halves(tmp_path, install):
+    fake = install(8)
+    write_bundle(tmp_path, dtype="float16")
+    with_precision(tmp_path, "int8")
+    build_engines(tmp_path)
+    assert [config.flags for config in fake.builds] == [["FP16", "INT8"]] * 2
+
+
+def test_the_range_of_batches_becomes_a_profile_with_the_largest_as_optimum(bundle, install):
+    fake = install()
+    build_engines(bundle, workspace_mib=64, optimization_level=5)
+    image, hidden = fake.builds
+    assert image.profiles == [("image", (1, 3, 16, 16), (4, 3, 16, 16), (4, 3, 16, 16))]
+    assert hidden.profiles == [("hidden", (1, 16, 8), (4, 16, 8), (4, 16, 8))]
+    assert image.limits == [("workspace", 64 << 20)]
+    assert image.builder_optimization_level == 5
+
+
+def test_a_fixed_batch_needs_no_profile(tmp_path, install):
+    fake = install()
+    write_bundle(tmp_path, batch=(1, 1))
+    build_engines(tmp_path)
+    assert [config.profiles for config in fake.builds] == [[], []]
+
+
+def test_tensorrt_8_5_without_optimization_levels_builds_and_says_so(bundle, install, caplog):
+    fake = install(8, "8.5.2.2")
+    build_engines(bundle, optimization_level=5)
+    assert not hasattr(fake.builds[0], "builder_optimization_level")
+    assert "tensorrt 8.5.2.2 has no optimization level" in caplog.text
+
+
+def test_segments_share_one_timing_cache_which_stays_with_the_bundle(bundle, install):
+    fake = install()
+    build_engines(bundle)
+    assert [config.cache for config in fake.builds] == [b"", b"+"]
+    assert (bundle / TIMING_CACHE).read_bytes() == b"++"
+    build_engines(bundle, force=True)
+    assert (bundle / TIMING_CACHE).read_bytes() == b"++++"
+
+
+def test_a_foreign_timing_cache_is_ignored_and_told(bundle, install, caplog):
+    install()
+    (bundle / TIMING_CACHE).write_bytes(b"of another GPU")
+    build_engines(bundle)
+    assert "timing.cache is damaged or of another GPU or TensorRT; it is made anew" in caplog.text
+    assert (bundle / TIMING_CACHE).read_bytes() == b"++"
+
+
+def test_a_set_that_fits_is_left_alone_until_forced(bundle, install, caplog):
+    caplog.set_level(logging.INFO)
+    fake = install()
+    first = build_engines(bundle)
+    assert build_engines(bundle) == first
+    assert len(fake.builds) == 2
+    assert "fit this device and stay as they are" in caplog.text
+    assert build_engines(bundle, force=True) != first
+    assert len(fake.builds) == 4
+
+
+@pytest.mark.parametrize(
+    "change", [{"version": "10.7.0.23"}, {"capability": "7.2"}], ids=["TensorRT", "GPU"]
+)
+def test_a_set_for_another_device_is_not_replaced_silently(bundle, install, change):
+    install()
+    former = build_engines(bundle)
+    install(**change)
+    with pytest.raises(UserInputError, match=r"were built for .* --force"):
+        build_engines(bundle)
+    assert engines_of(bundle) == former
+    assert build_engines(bundle, force=True) == engines_of(bundle)
+
+
+def test_an_altered_engine_is_not_taken_for_a_set(bundle, install):
+    install()
+    build_engines(bundle)
+    (bundle / "segment_1.engine").write_bytes(b"altered")
+    with pytest.raises(UserInputError, match=r"segment_1\.engine has sha256 .* --force"):
+        build_engines(bundle)
+    build_engines(bundle, force=True)
+    engines_of(bundle)
+
+
+@pytest.mark.parametrize(
+    ("generation", "node"),
+    [(8, r"node number 3: "), (10, r"node the_DFT_9 \(DFT\): ")],
+)
+def test_the_parsers_refusal_names_the_node(tmp_path, install, generation, node):
+    install(generation)
+    write_bundle(tmp_path, extra="DFT")
+    expected = rf"refuses segment_1\.onnx: {node}UNSUPPORTED_NODE: No importer for DFT; export"
+    with pytest.raises(UnsupportedModelError, match=expected):
+        build_engines(tmp_path)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [
+        ".cache",
+        ".json",
+        ".onnx",
+        ".onnx",
+    ]
+
+
+def test_a_build_that_fails_says_why_and_leaves_the_former_set(bundle, install):
+    fake = install()
+    former = build_engines(bundle)
+    fake.fails = 4
+    with pytest.raises(ToolchainError, match=r"engine of segment_1\.onnx \(out of memory\)"):
+        build_engines(bundle, force=True)
+    assert engines_of(bundle) == former
+    assert not list(bundle.glob(".*"))
+
+
+def test_a_full_disk_is_told_in_one_sentence(bundle, install, monkeypatch):
+    install()
+
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ToolchainError, match=r"cannot be written \(No space left on device\)"):
+        build_engines(bundle)
+
+
+def test_what_tensorrt_reads_must_be_what_the_manifest_says(bundle, install):
+    install()
+    path = bundle / "manifest.json"
+    value = json.loads(path.read_text())
+    for outputs in (value["segments"][0]["outputs"], value["segments"][1]["inputs"]):
+        outputs[0]["dtype"] = "float16"
+    path.write_text(json.dumps(value))
+    with pytest.raises(UnsupportedModelError, match=r"segment_0\.onnx gives .*'FLOAT'.*'float16'"):
+        build_engines(bundle)
+
+
+def test_a_file_of_fixed_batch_in_a_bundle_of_many_is_refused(tmp_path, install):
+    install()
+    write_bundle(tmp_path, batch=(1, 1))
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "batch": [1, 2]}))
+    with pytest.raises(UnsupportedModelError, match="in batches of 1 to 2"):
+        build_engines(tmp_path)
+
+
+def test_tensorrt_that_does_not_start_is_a_sentence(bundle, install):
+    install().fails = "start"
+    with pytest.raises(ToolchainError, match=r"tensorrt 10\.3\.0\.30 could not start \(factory"):
+        build_engines(bundle)
+
+
+def test_cuda_is_probed_before_tensorrt_is_touched(bundle, install, monkeypatch):
+    fake = install()
+    fake.fails = "start"
+
+    def no_gpu():
+        raise ToolchainError("no GPU here")
+
+    monkeypatch.setattr(cuda, "probe_cuda", no_gpu)
+    with pytest.raises(ToolchainError, match="no GPU here"):
+        build_engines(bundle)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"builder": "tensorrt-lean"}, "builder is 'tensorrt-lean'; expected one of auto"),
+        ({"workspace_mib": 0}, "workspace is 0 MiB"),
+        ({"optimization_level": 6}, "optimization level is 6; expected 0 to 5"),
+    ],
+)
+def test_options_out_of_range(bundle, options, message):
+    with pytest.raises(UserInputError, match=message):
+        build_engines(bundle, **options)
+
+
+def test_without_any_builder_the_way_out_is_named(bundle, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", ModuleType("tensorrt"))
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    monkeypatch.setattr(engine_builder, "find_trtexec", lambda **_: None)
+    with pytest.raises(ToolchainError, match=r"tensorrt is empty; trtexec is not .* JetPack"):
+        build_engines(bundle)
+
+
+def test_two_builds_at_once_do_not_meet(bundle, install):
+    install()
+    with engine_builder._alone_in(bundle), pytest.raises(UserInputError, match="another process"):
+        build_engines(bundle)
+    build_engines(bundle)
+
+
+# A killed build ----------------------------------------------------------------------------------
+
+STEPS = (
+    (os, "fsync"),
+    (os, "chmod"),
+    (os, "replace"),
+    (Path, "unlink"),
+    (Path, "write_bytes"),
+    (Path, "write_text"),
+)
+
+
+def build_until(bundle: Path, last_step: int) -> int:
+    """Build in a process of its own that dies, as by SIGKILL, at its n-th step on the disk.
+
+    Returns:
+        9 when it died, 0 when it was done before that step.
+    """
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    taken = 0
+
+    def dying(function):
+        def step(*args, **kwargs):
+            nonlocal taken
+            taken += 1
+            if taken == last_step:
+                os._exit(9)
+            return function(*args, **kwargs)
+
+        return step
+
+    try:
+        for owner, name in STEPS:
+            setattr(owner, name, dying(getattr(owner, name)))
+        build_engines(bundle, force=True)
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+@pytest.mark.parametrize("rebuilds", [False, True], ids=["first build", "rebuild"])
+def test_a_build_killed_at_any_step_never_leaves_a_set_that_lies(
+    bundle, install, tmp_path, rebuilds
+):
+    fake = install()
+    former = build_engines(bundle) if rebuilds else None
+    left = []
+    for step in range(1, 100):
+        fake.builds[:] = [None]  # so that the engines of a rebuild differ from the former ones
+        copy = shutil.copytree(bundle, tmp_path / f"killed at {step}")
+        ended = build_until(copy, step)
+        if ended == 0:
+            break
+        assert ended == 9
+        # Reading raises where an engine is not the one that the set names.
+        left.append(engines_of(copy) if (copy / ENGINES).exists() else None)
+        assert build_engines(copy, force=True) == engines_of(copy)
+        assert not list(copy.glob(".*"))
+    new = engines_of(copy)
+    assert len(left) > 15
+    assert set(left) == {former, None, new}
+    assert left == sorted(left, key=[former, None, new].index)  # never back, never twice
+    assert new != former
