@@ -4,7 +4,10 @@ import importlib
 import sys
 
 VERBS = {
+    "build_engines": "build the TensorRT engines of a bundle, on its device",
+    "dispatch": "classify images with a bundle",
     "evaluate": "accuracy, exits, thresholds, calibration",
+    "export_trt": "one ONNX file and engine for each exit segment",
     "finetune": "train a checkpoint further, or for slimming",
     "run": "run a recipe",
     "slim": "remove channels that training made unimportant",
@@ -20,7 +23,7 @@ def main() -> int:
     wanted = " ".join(sys.argv[1:2])
     asked_for_help = wanted in ("-h", "--help")
     lines = ["usage: python -m compress VERB [options]", ""]
-    lines += [f"  {verb:10} {words}" for verb, words in VERBS.items()]
+    lines += [f"  {verb:13} {words}" for verb, words in VERBS.items()]
     lines += ["", "python -m compress VERB -h tells more"]
     if wanted and not asked_for_help:
         lines.insert(0, f"python -m compress: error: {wanted!r} is no verb")

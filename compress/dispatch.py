@@ -5,9 +5,9 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import List, Optional, Union
+from typing import List, Optional, Tuple, Union
 
-from compress.cli import HelpFormatter, add_common_options, run_door
+from compress.cli import HelpFormatter, add_common_options, parse_numbers, run_door
 from compress.errors import UserInputError
 from compress.runtime.backends import BACKENDS
 from compress.runtime.dispatcher import Dispatcher
@@ -76,13 +76,8 @@ def _work(options: argparse.Namespace) -> None:
         )
 
 
-def _thresholds(text: Optional[str]) -> Union[float, List[float], None]:
-    try:
-        bars = None if text is None else [float(part) for part in text.split(",")]
-    except ValueError as err:
-        raise UserInputError(
-            f"--thresholds is {text!r}; expected numbers, such as 0.9,0.8"
-        ) from err
+def _thresholds(text: Optional[str]) -> Union[float, Tuple[float, ...], None]:
+    bars = parse_numbers(text, "--thresholds", float)
     return bars[0] if bars and len(bars) == 1 else bars
 
 

@@ -1,0 +1,173 @@
+"""Write the segments of a network as the files of a bundle."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.export.graph import graph_from_module
+from compress.export.lint import check_lint
+from compress.export.lowering import lowered
+from compress.export.quantise import faster_than, quantised
+from compress.export.segments import SegmentModule, deployed_form, in_half, split_network
+from compress.export.simplify import simplified
+from compress.export.source import ExportSource
+from compress.export.targets import Target
+from compress.files import sha256_of
+from compress.measure.exit_macs import exit_check_macs
+from compress.models.early_exit import GFNetDynn
+from compress.runtime.manifest import Segment
+
+__all__ = ["SegmentFiles", "segments_of", "write_segments"]
+
+INT8_IMAGES = 128  # of calibration; more moved no scale on the data at hand
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentFiles:
+    """The written files.
+
+    Attributes:
+        segments: as the manifest describes them.
+        opset: of the files.
+        reference: the same segments in torch, float32.
+        notes: what the manifest notes about them.
+    """
+
+    segments: tuple[Segment, ...]
+    opset: int
+    reference: tuple[SegmentModule, ...]
+    notes: dict[str, Any]
+
+
+def segments_of(source: ExportSource, precision: str) -> tuple[list[SegmentModule], Any]:
+    """Return the segments of a network as they are exported, and their network.
+
+    Args:
+        source: an opened checkpoint.
+        precision: "fp16" halves the weights; other precisions start from float32.
+    """
+    network = deployed_form(source.model)
+    if precision == "fp16":
+        network = in_half(network)
+    whole = not source.thresholds
+    shape = tuple(source.images.shape[1:])
+    return split_network(network, shape, len(source.classes), whole=whole), network
+
+
+def write_segments(
+    source: ExportSource,
+    folder: Path,
+    *,
+    target: Target,
+    precision: str,
+    max_batch: int,
+    keep_int8: bool = False,
+    calibration: Tensor | None = None,
+) -> SegmentFiles:
+    """Write `segment_0.onnx` … into a folder.
+
+    Args:
+        source: an opened checkpoint.
+        folder: that exists.
+        target: what the files are written for.
+        precision: "fp32", "fp16" or "int8".
+        max_batch: 1 writes files for one image, more leaves the batch free.
+        keep_int8: keep int8 in segments that it does not make faster here, too.
+        calibration: (N, C, H, W) for the scales of int8.
+
+    Raises:
+        UnsupportedModelError: torch, the target or the quantiser cannot handle a segment.
+        ToolchainError: a package is missing.
+    """
+    reference, network = segments_of(source, "fp32")
+    exported = reference if precision != "fp16" else segments_of(source, "fp16")[0]
+    examples = _inputs(reference, source.images[:2])
+    feeds = None if calibration is None else _inputs(reference, calibration[:INT8_IMAGES])
+    notes: dict[str, Any] = {}
+    if isinstance(network, GFNetDynn) and source.thresholds:
+        notes["check_macs"] = exit_check_macs(network)
+    written, gains = [], []
+    for i, module in enumerate(exported):
+        graph = _float_graph(module, examples[i], target, max_batch)
+        kept, gain = precision, None
+        if precision == "int8" and feeds is not None:
+            graph, gain = _int8_graph(graph, module, feeds[i], target, keep_int8, max_batch)
+            kept = "fp32" if gain is not None and gain <= 1 and not keep_int8 else "int8"
+        check_lint(graph, target)
+        path = folder / f"segment_{i}.onnx"
+        path.write_bytes(graph.SerializeToString(deterministic=True))
+        threshold = source.thresholds[i] if i < len(source.thresholds) else None
+        written.append(_described(module, path, threshold, kept))
+        gains.append(gain)
+    if precision == "int8":
+        notes["int8_speedup"] = gains
+    return SegmentFiles(
+        segments=tuple(written), opset=target.opset, reference=tuple(reference), notes=notes
+    )
+
+
+def _float_graph(module: SegmentModule, example: Tensor, target: Target, max_batch: int) -> Any:
+    specs = module.specs
+    example = example.to(getattr(torch, specs.input.dtype))
+    graph = graph_from_module(
+        module,
+        example,
+        input_name=specs.input.name,
+        output_names=[spec.name for spec in specs.outputs],
+        free_batch=max_batch > 1,
+    )
+    graph, _ = simplified(graph, {specs.input.name: example[:1].numpy()})
+    return lowered(graph, target)
+
+
+def _int8_graph(
+    graph: Any,
+    module: SegmentModule,
+    images: Tensor,
+    target: Target,
+    keep: bool,
+    max_batch: int,
+) -> tuple[Any, float | None]:
+    """Return the int8 form, or the float one where it is as fast; and the gain, where measured.
+
+    Only ONNX Runtime's speed can be measured on any machine; for a device, int8 is what was asked.
+    """
+    name = module.specs.input.name
+    rows = 1 if max_batch == 1 else min(max_batch, len(images))
+    feeds = [{name: part.numpy()} for part in images.split(rows) if len(part) == rows]
+    found = quantised(graph, feeds, float_weights=target.int8_float_weights)
+    if target.name != "onnxruntime":
+        return found, None
+    gain = faster_than(found, graph, feeds[0])
+    return (found if keep or gain > 1 else graph), gain
+
+
+@torch.inference_mode()
+def _inputs(segments: Sequence[SegmentModule], images: Tensor) -> list[Tensor]:
+    """Return what each segment takes for these images."""
+    inputs, x = [], images
+    for segment in segments:
+        inputs.append(x)
+        found = segment(x)
+        x = found[0] if isinstance(found, tuple) else found
+    return inputs
+
+
+def _described(
+    module: SegmentModule, path: Path, threshold: float | None, precision: str
+) -> Segment:
+    specs = module.specs
+    return Segment(
+        file=path.name,
+        sha256=sha256_of(path),
+        blocks=specs.blocks,
+        macs=specs.macs,
+        threshold=threshold,
+        inputs=(specs.input,),
+        outputs=specs.outputs,
+        precision=precision,
+    )

@@ -1,0 +1,152 @@
+"""A network cut into segments: modules that end behind an exit, each with its head and gate inside.
+
+Segment i takes the image (i = 0) or the hidden state (B, N, D) and gives hidden state, logits and
+the gate's probability; the last gives logits. A network without exits is one segment. Global
+filters are matrix products here, and scales that slimming left are folded into the weights.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from compress.errors import UnsupportedModelError
+from compress.measure.exit_macs import macs_per_exit
+from compress.measure.macs import count_macs
+from compress.models.early_exit import GFNetDynn
+from compress.models.gfnet import GFNet
+from compress.models.gfnet_block import Mlp
+from compress.models.global_filter import with_matrix_filters
+from compress.runtime.manifest import TensorSpec
+
+__all__ = ["SegmentModule", "deployed_form", "in_half", "split_network"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentSpecs:
+    """What a segment is, apart from its weights: see `compress.runtime.manifest.Segment`."""
+
+    blocks: tuple[int, int]
+    macs: int
+    input: TensorSpec
+    outputs: tuple[TensorSpec, ...]
+
+
+class SegmentModule(nn.Module):
+    """Blocks `start` to `stop` of a network, with what stands before the first and behind the last.
+
+    Args:
+        network: in deployed form; shared, not copied.
+        specs: what the segment is.
+        exit_number: of the exit at its end; None at the end of the network.
+        whole: it is the network itself.
+    """
+
+    def __init__(
+        self, network: nn.Module, specs: SegmentSpecs, *, exit_number: int | None, whole: bool
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.specs = specs
+        self.exit_number = exit_number
+        self.whole = whole
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """Return (hidden, logits, gate), or logits of the last segment; the last two in float32."""
+        network: GFNetDynn = self.network  # type: ignore[assignment]
+        if self.specs.input.name == "image":
+            x = x.to(next(network.parameters()).dtype)
+        if self.whole:
+            return network(x).float()
+        start, stop = self.specs.blocks
+        x = network.run_blocks(network.embed(x) if start == 0 else x, start, stop)
+        if self.exit_number is None:
+            return network.classify(network.pool(x)).float()
+        logits, gate = network.exit_outputs(self.exit_number, x)
+        return x, logits.float(), torch.sigmoid(gate.float())
+
+
+def deployed_form(model: nn.Module) -> nn.Module:
+    """Return a copy in the form that is exported: matrix filters, folded scales, eval mode."""
+    twin = with_matrix_filters(model).eval()
+    for module in twin.modules():
+        if isinstance(module, GFNet):
+            _fold_scales_(module)
+    return twin
+
+
+@torch.no_grad()
+def _fold_scales_(network: GFNet) -> None:
+    """Multiply the scales of hidden units into the weights that read them."""
+    for module in network.modules():
+        if isinstance(module, Mlp) and module.scale is not None:
+            module.fc2.weight.mul_(module.scale)
+            module.scale = None
+
+
+def in_half(deployed: nn.Module) -> nn.Module:
+    """Return a copy with float16 weights; gates, which cost nothing, stay in float32."""
+    twin = copy.deepcopy(deployed).half()
+    for gate in getattr(twin, "gates", ()):
+        gate.float()
+    return twin
+
+
+def split_network(
+    deployed: nn.Module, image_shape: Sequence[int], classes: int, *, whole: bool = False
+) -> list[SegmentModule]:
+    """Return the segments of a network in the order in which they run.
+
+    Args:
+        deployed: in the form of `deployed_form`.
+        image_shape: (C, H, W).
+        classes: of the logits.
+        whole: one segment, without early exits.
+
+    Raises:
+        UnsupportedModelError: there are no exits to split at.
+    """
+    image = TensorSpec("image", "float32", tuple(image_shape))
+    logits = TensorSpec("logits", "float32", (classes,))
+    if whole:
+        blocks = (0, len(getattr(deployed, "blocks", ())))
+        specs = SegmentSpecs(
+            blocks=blocks, macs=_whole_macs(deployed, image), input=image, outputs=(logits,)
+        )
+        return [SegmentModule(deployed, specs, exit_number=None, whole=True)]
+    if not isinstance(deployed, GFNetDynn):
+        raise UnsupportedModelError(
+            f"--split-exits was given, but a {type(deployed).__name__} has no early exits; leave "
+            "it out, or train exits first"
+        )
+    return _split_at_exits(deployed, image, logits)
+
+
+def _split_at_exits(
+    network: GFNetDynn, image: TensorSpec, logits: TensorSpec
+) -> list[SegmentModule]:
+    tokens, width = network.pos_embed.shape[1:]
+    dtype = str(network.pos_embed.dtype).removeprefix("torch.")
+    hidden = TensorSpec("hidden", dtype, (tokens, width))
+    gate = TensorSpec("gate", "float32", ())
+    stops = [position + 1 for position in network.config["exits"]] + [len(network.blocks)]
+    totals = macs_per_exit(network)
+    segments = []
+    for i, stop in enumerate(stops):
+        is_last = i == len(stops) - 1
+        specs = SegmentSpecs(
+            blocks=(stops[i - 1] if i else 0, stop),
+            macs=totals[i] - (totals[i - 1] if i else 0),
+            input=replace(hidden, name="hidden_in") if i else image,
+            outputs=(logits,) if is_last else (hidden, logits, gate),
+        )
+        number = None if is_last else i
+        segments.append(SegmentModule(network, specs, exit_number=number, whole=False))
+    return segments
+
+
+def _whole_macs(deployed: nn.Module, image: TensorSpec) -> int:
+    channels, height, width = image.shape
+    return count_macs(deployed, (channels, height, width))

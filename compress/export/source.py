@@ -1,0 +1,257 @@
+"""What an export starts from: a network, the images it is compared on, its exits and thresholds."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from compress.checkpoint import Checkpoint, model_from_checkpoint, read_checkpoint
+from compress.data.image_data import ImageData, Preprocessing
+from compress.data.sample import check_forward, image_size_of, noise, pictures
+from compress.data.spec import load_data
+from compress.errors import CompressError, UserInputError
+from compress.exits.plan import ExitPlan, read_plan
+from compress.exits.replay import exit_numbers
+from compress.models.early_exit import GFNetDynn, with_exits
+from compress.runtime.thresholds import check_thresholds
+
+__all__ = ["ExportSource", "newest_checkpoint", "open_export"]
+
+logger = logging.getLogger(__name__)
+
+COMPARED_IMAGES = 64
+NOISE_IMAGES = 8
+BUILT_IN = "digits"  # the data that are there without a download
+UNCHOSEN = 0.5  # a gate that says "rather yes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSource:
+    """An opened checkpoint.
+
+    Attributes:
+        path: of its file.
+        checkpoint: as read.
+        model: its network, with the exits that are exported.
+        thresholds: of these exits.
+        images: (N, C, H, W) float32 to compare on.
+        images_name: what they are.
+        data: where they come from; None for noise.
+        classes: their names.
+        preprocessing: how a picture becomes an image; None where nobody knows.
+        plan: that was laid on the network, or None.
+    """
+
+    path: Path
+    checkpoint: Checkpoint
+    model: nn.Module
+    thresholds: tuple[float, ...]
+    images: Tensor
+    images_name: str
+    data: ImageData | None
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing | None
+    plan: ExitPlan | None
+
+
+def open_export(
+    path: Path,
+    *,
+    split_exits: bool,
+    exits: Sequence[int] | None = None,
+    thresholds: float | Sequence[float] | None = None,
+    plan: Path | None = None,
+    data: str | ImageData | None = None,
+    image_size: int | None = None,
+    factory: str | None = None,
+    unsafe_pickle: bool = False,
+    head_positions: Sequence[int] | None = None,
+    seed: int = 0,
+) -> ExportSource:
+    """Open a checkpoint for export.
+
+    Args:
+        path: its file.
+        split_exits: whether exits are wanted; the other options about them need it.
+        exits: blocks behind which exits are exported; None is all that there are.
+        thresholds: one for all or one for each; None takes the plan's, else 0.5.
+        plan: file that names exits and thresholds.
+        data: where images come from; None takes the digits where the network was trained on them,
+            else noise.
+        image_size: side in pixels, for networks that take any; None takes what is recorded.
+        factory: "package.module:function" for a network that is not of `compress.models`.
+        unsafe_pickle: read whole-module pickles, which runs code from the file.
+        head_positions: blocks behind which the heads of a foreign checkpoint stand.
+        seed: of the split of the data, and of noise.
+
+    Raises:
+        UserInputError: a file or an option cannot be used, or they do not fit one another.
+        UnsupportedModelError: the network is not known, or computes NaN.
+    """
+    checkpoint = read_checkpoint(
+        path, factory=factory, unsafe_pickle=unsafe_pickle, exits=head_positions
+    )
+    model = model_from_checkpoint(checkpoint)
+    planned = None if plan is None else read_plan(plan)
+    if split_exits:
+        model, bars = _with_chosen_exits(model, checkpoint, exits, thresholds, planned)
+    else:
+        _expect_no_exit_options(exits=exits, thresholds=thresholds, plan=plan)
+        bars = ()
+    size = image_size_of(checkpoint, model, asked=image_size)
+    opened = _data(data, checkpoint, size, seed)
+    preprocessing = _preprocessing(checkpoint, opened, size)
+    images, name = _images(model, opened, preprocessing, size, seed)
+    logits = check_forward(model, images, option="--image-size")
+    return ExportSource(
+        path=path,
+        checkpoint=checkpoint,
+        model=model,
+        thresholds=bars,
+        images=images,
+        images_name=name,
+        data=opened,
+        classes=_classes(checkpoint, opened, logits.shape[-1]),
+        preprocessing=preprocessing,
+        plan=planned,
+    )
+
+
+def newest_checkpoint(runs: Path) -> Path:
+    """Return the newest checkpoint with early exits under a folder.
+
+    Raises:
+        UserInputError: there is none.
+    """
+    files = [file for kind in ("*.pth", "*.safetensors") for file in runs.rglob(kind)]
+    for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
+        if file.stem == "last" or "warmup" in file.parts:  # of training that went on
+            continue
+        try:
+            arch = read_checkpoint(file).arch
+        except CompressError:  # a file of another kind, which is no concern here
+            continue
+        if arch == GFNetDynn.arch:
+            return file
+    raise UserInputError(
+        f"no CHECKPOINT is given, and there is none with early exits under {runs}; give its path, "
+        "or train one (make run does)"
+    )
+
+
+def _with_chosen_exits(
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    exits: Sequence[int] | None,
+    thresholds: float | Sequence[float] | None,
+    plan: ExitPlan | None,
+) -> tuple[nn.Module, tuple[float, ...]]:
+    if not isinstance(model, GFNetDynn):
+        raise UserInputError(
+            f"--split-exits was given, but the checkpoint holds a {type(model).__name__} without "
+            "early exits; leave it out, or train exits first"
+        )
+    if plan is not None:
+        exits, thresholds = _of_plan(plan, checkpoint, exits, thresholds)
+        if not exits:  # no exit pays: the whole network
+            return model, ()
+    if exits is not None:
+        exit_numbers(exits, model.config["exits"])  # they must be there: heads are not invented
+        model = with_exits(model, exits)
+    count = len(model.config["exits"])
+    if thresholds is None:
+        logger.warning(
+            "note: nothing chose thresholds, so %g is taken at every exit; give --thresholds, or a "
+            "--plan",
+            UNCHOSEN,
+        )
+        thresholds = UNCHOSEN
+    return model, tuple(check_thresholds(thresholds, count))
+
+
+def _of_plan(
+    plan: ExitPlan,
+    checkpoint: Checkpoint,
+    exits: Sequence[int] | None,
+    thresholds: float | Sequence[float] | None,
+) -> tuple[Sequence[int], float | Sequence[float]]:
+    if exits is not None:
+        raise UserInputError("--exits and --plan were given; expected one, as a plan names exits")
+    if plan.source.checkpoint_sha256 != checkpoint.sha256:
+        raise UserInputError(
+            f"the plan was computed from a checkpoint with sha256 "
+            f"{plan.source.checkpoint_sha256[:12]}…, this one has {checkpoint.sha256[:12]}…; plan "
+            "again for this one"
+        )
+    return plan.exits, plan.thresholds if thresholds is None else thresholds
+
+
+def _expect_no_exit_options(**options: object) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise UserInputError(
+                f"--{name} was given without --split-exits; expected both, as the whole network "
+                "has no exits"
+            )
+
+
+def _data(
+    data: str | ImageData | None, checkpoint: Checkpoint, size: tuple[int, int], seed: int
+) -> ImageData | None:
+    if isinstance(data, ImageData):
+        return data
+    recorded = checkpoint.meta.get("data", {}).get("name")
+    spec = data or (BUILT_IN if recorded == BUILT_IN else None)
+    if spec is None:
+        return None
+    if size[0] != size[1]:
+        raise UserInputError(
+            f"the network takes images of {size[0]}x{size[1]}, and --data {spec} gives square "
+            "ones; leave --data out to compare on noise"
+        )
+    return load_data(spec, image_size=size[0], seed=seed)
+
+
+def _images(
+    model: nn.Module,
+    data: ImageData | None,
+    preprocessing: Preprocessing | None,
+    size: tuple[int, int],
+    seed: int,
+) -> tuple[Tensor, str]:
+    if data is None or preprocessing is None:
+        logger.warning(
+            "note: compared on noise; --data SPEC compares on real images of the network's kind"
+        )
+        return noise(model, size, count=NOISE_IMAGES, seed=seed)
+    return pictures(data, size, count=COMPARED_IMAGES, seed=seed, normalize=preprocessing.normalize)
+
+
+def _classes(checkpoint: Checkpoint, data: ImageData | None, count: int) -> tuple[str, ...]:
+    names = checkpoint.meta.get("classes") or (None if data is None else data.classes)
+    if names is None:
+        return tuple(map(str, range(count)))
+    if len(names) != count:
+        raise UserInputError(
+            f"the network has {count} classes and its data {len(names)}; expected the data that it "
+            "was trained for"
+        )
+    return tuple(map(str, names))
+
+
+def _preprocessing(
+    checkpoint: Checkpoint, data: ImageData | None, size: tuple[int, int]
+) -> Preprocessing | None:
+    """As the network was trained, where its checkpoint tells; else as the data are."""
+    recorded = checkpoint.meta.get("preprocessing")
+    given = None if data is None else data.preprocessing
+    found = Preprocessing.from_dict(recorded) if recorded else given
+    if found is None or (found.image_size, found.image_size) != size:
+        logger.warning(
+            "note: nothing tells how pictures are prepared for this network, so the bundle takes "
+            "prepared images alone; --data SPEC tells"
+        )
+        return None
+    return found

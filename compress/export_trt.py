@@ -1,0 +1,120 @@
+"""Export a network as a bundle: one ONNX file and one TensorRT engine for each exit segment."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from compress.cli import HelpFormatter, add_common_options, parse_numbers, print_json, run_door
+
+__all__ = ["main"]
+
+TARGETS = "jetpack5.1, jetpack6.0, jetpack6.2, jetpack7, tensorrt10, tensorrt11, tensorrt-rtx"
+EPILOG = """examples:
+  python -m compress.export_trt --split-exits
+  python -m compress.export_trt --split-exits --exits 7,8,9 --thresholds 0.8 gfnet_dynn.pth
+  python -m compress.export_trt --split-exits --plan plan.json --precision fp16 gfnet_dynn.pth
+  python -m compress.export_trt --target onnxruntime vgg16.slim-0.4.pth
+
+engines fit the device they are built on: copy the bundle there and run
+python -m compress.build_engines BUNDLE, which needs numpy and the device's TensorRT alone
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m compress.export_trt",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=HelpFormatter,
+    )
+    add = parser.add_argument
+    words = ".pth, .pt or .safetensors file (the newest one with early exits under runs/)"
+    add("checkpoint", type=Path, nargs="?", help=words)
+    words = "one segment up to each exit, with its head and gate inside"
+    add("--split-exits", action="store_true", help=words)
+    add("--exits", metavar="BLOCKS", help="blocks whose exits are exported, such as 7,8,9 (all)")
+    words = "leave where gate >= T; or one for each exit, such as 0.8,0.7,0.9"
+    add("--thresholds", metavar="T", help=words)
+    add("--plan", type=Path, metavar="FILE", help="plan.json that names exits and thresholds")
+    add("--target", default="jetpack6.2", metavar="NAME", help=f"{TARGETS} or onnxruntime")
+    add("--precision", default="fp32", choices=("fp32", "fp16", "int8"), help="of the weights")
+    words = "images that a segment takes at a time: 1, or 1:N for up to N"
+    add("--batch", default="1", metavar="N", help=words)
+    words = "auto, tensorrt, tensorrt-rtx or none; auto builds where the target is this machine"
+    add("--builder", default="auto", metavar="NAME", help=words)
+    add("--data", metavar="SPEC", help="digits, cifar10:DIR or folder:DIR: images to compare on")
+    add("-o", "--output", type=Path, metavar="DIR", help="the bundle (CHECKPOINT's name.bundle)")
+    add("--force", action="store_true", help="replace a bundle that is there")
+    words = "largest relative error of the logits of an image (1e-3 fp32, 3e-2 fp16)"
+    add("--tolerance", type=float, metavar="E", help=words)
+    words = "with int8 for onnxruntime: keep it also in segments that it makes no faster here"
+    add("--keep-int8", action="store_true", help=words)
+    words = "also write a Triton Inference Server model repository of the segments"
+    add("--triton", type=Path, metavar="DIR", help=words)
+    words = "blocks behind which the heads of a foreign checkpoint stand, such as 7,8,9"
+    add("--head-positions", metavar="BLOCKS", help=words)
+    add("--image-size", type=int, metavar="PIXELS", help="for networks that take any size")
+    add("--seed", type=int, default=0, help="of the split of the data, and of noise")
+    add("--model", metavar="MODULE:FACTORY", help="function that builds a network of your own")
+    add("--unsafe-pickle", action="store_true", help="read pickled modules; runs the file's code")
+    add_common_options(parser)
+    return parser
+
+
+def _work(options: argparse.Namespace) -> int:
+    exits = parse_numbers(options.exits, "--exits", int)
+    heads = parse_numbers(options.head_positions, "--head-positions", int)
+    thresholds = parse_numbers(options.thresholds, "--thresholds", float)
+    from compress.export.export_job import (
+        ExportJob,
+        checkpoint_bundle,
+        export_checkpoint,
+        parse_batch,
+    )
+    from compress.export.source import newest_checkpoint
+    from compress.export.triton import write_triton
+
+    checkpoint = options.checkpoint
+    if checkpoint is None:
+        checkpoint = newest_checkpoint(Path("runs"))
+        print(f"checkpoint: {checkpoint}", file=sys.stderr)
+    report = export_checkpoint(
+        ExportJob(
+            checkpoint=checkpoint,
+            output=options.output or checkpoint_bundle(checkpoint),
+            split_exits=options.split_exits,
+            exits=exits,
+            thresholds=thresholds[0] if thresholds and len(thresholds) == 1 else thresholds,
+            plan=options.plan,
+            target=options.target,
+            precision=options.precision,
+            max_batch=parse_batch(options.batch),
+            builder=options.builder,
+            data=options.data,
+            image_size=options.image_size,
+            tolerance=options.tolerance,
+            keep_int8=options.keep_int8,
+            head_positions=heads,
+            factory=options.model,
+            unsafe_pickle=options.unsafe_pickle,
+            force=options.force,
+            seed=options.seed,
+            progress=not options.quiet,
+        )
+    )
+    if options.triton is not None:
+        write_triton(report.bundle, options.triton, force=options.force)
+    if options.json:
+        print_json(report.to_dict())
+    else:
+        print(report.to_text())
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the door; return its exit code."""
+    return run_door(_parser(), _work, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
