@@ -67,6 +67,17 @@ class Context:
         (outcome,) = self.inputs.values()
         return outcome
 
+    @property
+    def network(self) -> Outcome:
+        """The outcome that holds the checkpoint to work on."""
+        (outcome,) = (each for each in self.inputs.values() if "checkpoint" in each.figures)
+        return outcome
+
+    def of(self, kind: str) -> Outcome | None:
+        """The outcome of the needed task of this kind, None where there is none."""
+        found = [each for each in self.inputs.values() if each.task.kind == kind]
+        return found[0] if found else None
+
 
 Work = Callable[[Context], dict[str, Any]]
 

@@ -68,6 +68,11 @@ class _Chain:
             if makes_checkpoint:
                 self.newest[network] = name
 
+    def done(self, network: str, *kinds: str) -> tuple[str, ...]:
+        """Return the names of the tasks of these kinds that a network went through."""
+        tasks = self.history.get(network, {})
+        return tuple(tasks[kind] for kind in kinds if kind in tasks)
+
 
 def plan_tasks(recipe: Recipe) -> list[Task]:
     """Return the tasks of a recipe in an order in which they can run.
@@ -130,7 +135,20 @@ def _evaluate(chain: _Chain, step: Step) -> None:
 def _export(chain: _Chain, step: Step) -> None:
     for network, source in list(chain.newest.items()):
         place = f"export/{_folder(network)}"
-        chain.add(step, place, needs=(source,), network=network, makes_checkpoint=False)
+        needs = (source, *chain.done(network, "evaluate"))
+        chain.add(step, place, needs=needs, network=network, makes_checkpoint=False)
+
+
+def _dispatch(chain: _Chain, step: Step) -> None:
+    exported = [task for task in chain.tasks if task.kind == "export"]
+    if not any(task.options["format"] == "bundle" for task in exported):
+        raise UserInputError(
+            "step 'dispatch' has no bundle; expected `export` with format: bundle before it"
+        )
+    for network, source in list(chain.newest.items()):
+        place = f"dispatch/{_folder(network)}"
+        needs = (source, *chain.done(network, "export"))
+        chain.add(step, place, needs=needs, network=network, makes_checkpoint=False)
 
 
 def _compare(chain: _Chain, step: Step) -> None:
@@ -155,5 +173,6 @@ _UNROLL: dict[str, Callable[[_Chain, Step], None]] = {
     "exits": _exits,
     "evaluate": _evaluate,
     "export": _export,
+    "dispatch": _dispatch,
     "compare": _compare,
 }

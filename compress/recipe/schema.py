@@ -21,6 +21,7 @@ from pydantic import (
 from compress.data.augment import AugmentConfig
 from compress.errors import UserInputError
 from compress.exits.sweep import parse_sweep
+from compress.export.targets import target
 from compress.files import check_readable
 from compress.training.config import TrainingConfig
 from compress.training.exit_config import ExitTrainingConfig
@@ -154,9 +155,26 @@ class EvaluateOptions(StepOptions):
 
 
 class ExportOptions(StepOptions):
-    """Write every network as a file for other runtimes."""
+    """Write every network for other runtimes.
 
-    format: Literal["onnx"] = "onnx"
+    "onnx" is one file; "bundle" is one file per exit segment, as `compress.export_trt` writes it,
+    with the thresholds that `evaluate` chose.
+    """
+
+    format: Literal["onnx", "bundle"] = "onnx"
+    target: str = "onnxruntime"
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    batch: Annotated[int, Field(ge=1)] = 1
+
+    @field_validator("target")
+    @classmethod
+    def _is_a_target(cls, name: str) -> str:
+        target(name)
+        return name
+
+
+class DispatchOptions(StepOptions):
+    """Dispatch the test images with every bundle, and compare all decisions with torch's."""
 
 
 class CompareOptions(StepOptions):
@@ -173,6 +191,7 @@ STEP_OPTIONS: dict[str, type[StepOptions]] = {
     "exits": ExitsOptions,
     "evaluate": EvaluateOptions,
     "export": ExportOptions,
+    "dispatch": DispatchOptions,
     "compare": CompareOptions,
 }
 

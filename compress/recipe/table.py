@@ -9,6 +9,7 @@ image on average, as the median over many such rounds.
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from compress.checkpoint import load
@@ -19,9 +20,11 @@ from compress.measure.versions import hardware, versions
 from compress.models.early_exit import GFNetDynn
 from compress.recipe.engine import Context, Outcome
 from compress.recipe.plan import BASELINE
+from compress.runtime.dispatcher import Dispatcher
 
 __all__ = ["compare_networks", "table_text"]
 
+RUNTIMES = ("torch", "onnx", "bundle")
 SCHEMA = "compress.comparison/1"
 Row = dict[str, Any]
 
@@ -48,9 +51,7 @@ def compare_networks(context: Context, images: Tensor, *, seconds: float) -> dic
     subjects: dict[str, Subject] = {}
     for network, model in models.items():
         subjects[f"{network}/torch"] = _one_by_one(model, timed, outcomes[network])
-        if "export" in outcomes[network]:
-            session = onnx_session(outcomes[network]["export"].path("onnx"))
-            subjects[f"{network}/onnx"] = session_runner(session, timed)
+        subjects |= _exported(network, timed, outcomes[network])
     times = measure_latency(subjects, max_seconds=seconds, min_iterations=5)
     shape = (images.shape[1], images.shape[2], images.shape[3])
     rows: list[Row] = []
@@ -58,7 +59,7 @@ def compare_networks(context: Context, images: Tensor, *, seconds: float) -> dic
         counts = count(model, shape)
         latency = {
             kind: _per_image(times[f"{network}/{kind}"], len(timed))
-            for kind in ("torch", "onnx")
+            for kind in RUNTIMES
             if f"{network}/{kind}" in times
         }
         size = {"network": network, "macs": counts.macs, "params": counts.params}
@@ -75,6 +76,20 @@ def _one_by_one(
         return lambda: [model(image) for image in single]
     threshold = own["evaluate"].figures["threshold"]
     return lambda: [model.forward_early(image, threshold) for image in single]
+
+
+def _exported(network: str, images: Tensor, own: dict[str, Outcome]) -> dict[str, Subject]:
+    """What runs the exported form of a network on every image by itself, by its name."""
+    if "export" not in own:
+        return {}
+    if "onnx" in own["export"].figures:
+        session = onnx_session(own["export"].path("onnx"))
+        single = [session_runner(session, image) for image in images.split(1)]
+        return {f"{network}/onnx": lambda: [run() for run in single]}
+    threads = torch.get_num_threads()  # as the torch network beside it
+    dispatcher = Dispatcher(own["export"].path("bundle"), "onnxruntime", threads=threads)
+    arrays = list(images.numpy())
+    return {f"{network}/bundle": lambda: [dispatcher.run(image) for image in arrays]}
 
 
 def _per_image(latency: Latency, images: int) -> dict[str, float | int]:
@@ -152,6 +167,7 @@ NETWORKS: tuple[Column, ...] = (
     ("MACs", SIZE[0][1]),
     ("of base", lambda row, base: f"{_macs(row) / base['macs']:.1%}"),
     TIMES[0],
+    ("bundle ms", lambda row, _: _latency(row, "bundle")),
 )
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,13 @@ from compress.checkpoint import load, read_checkpoint
 from compress.data.augment import Augment, AugmentConfig
 from compress.data.image_data import ImageData
 from compress.errors import UserInputError
-from compress.exits.calibration import calibrate, oracle
-from compress.exits.figures import save_exit_rates, save_tradeoff
-from compress.exits.log_text import deployment_block, sweep_block
-from compress.exits.replay import ReplayTable, Source, fill_replay, save_replay
-from compress.exits.sweep import choose_threshold, evaluate_at, parse_sweep, sweep
-from compress.export.onnx_file import onnx_from_module
 from compress.files import sha256_of, write_json, write_text
 from compress.models.channel_kinds import resolve_kinds, with_scales
-from compress.models.early_exit import GFNetDynn, with_exits
+from compress.models.early_exit import with_exits
 from compress.models.gfnet import GFNet
 from compress.recipe.engine import Context, Work
+from compress.recipe.exit_tasks import evaluate_exits
+from compress.recipe.export_tasks import dispatch_bundle, export_network
 from compress.recipe.schema import Recipe
 from compress.recipe.table import compare_networks, table_text
 from compress.slimming.job import SlimJob, slim_checkpoint
@@ -42,7 +38,6 @@ from compress.training.transfer import build_student
 
 __all__ = ["work_of"]
 
-PARITY_IMAGES = 32
 TIMED_IMAGES = 64  # whose real exits decide how long an image takes on average
 
 
@@ -58,8 +53,9 @@ def work_of(recipe: Recipe, data: ImageData, *, progress: bool = True) -> dict[s
         "finetune": bound(_finetune),
         "distil": bound(_distil),
         "exits": bound(_exits),
-        "evaluate": bound(_evaluate),
-        "export": bound(_export),
+        "evaluate": bound(evaluate_exits),
+        "export": bound(export_network),
+        "dispatch": bound(dispatch_bundle),
         "compare": bound(_compare),
     }
 
@@ -147,44 +143,6 @@ def _exits(context: Context, recipe: Recipe, data: ImageData, progress: bool) ->
     return {"checkpoint": str(best), "validation": dict(result.metrics)}
 
 
-def _evaluate(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> dict[str, Any]:
-    options = context.task.options
-    tables = {split: _replay(context, data, split, progress) for split in ("calibration", "test")}
-    chosen = choose_threshold(
-        tables["calibration"], parse_sweep(options["sweep"]), max_drop=options["max_drop"]
-    )
-    reports = sweep(tables["test"], parse_sweep(options["sweep"]))
-    report = evaluate_at(tables["test"], chosen)
-    save_exit_rates(report, context.folder / "exit_rates.svg")
-    save_tradeoff(reports, context.folder / "tradeoff.svg", chosen=report)
-    text = "\n".join([*map(sweep_block, reports), deployment_block(report)])
-    write_text(context.folder / "sweep.txt", text + "\n")
-    calibration = calibrate(tables["calibration"], tables["test"])
-    return {
-        "threshold": chosen,
-        "test": report.to_dict(),
-        "sweep": [each.to_dict() for each in reports],
-        "calibration": [each.to_dict() for each in calibration],
-        "oracle": oracle(tables["test"]).to_dict(),
-    }
-
-
-def _replay(context: Context, data: ImageData, split: str, progress: bool) -> ReplayTable:
-    checkpoint = context.only_input.path("checkpoint")
-    model = load(checkpoint)
-    if not isinstance(model, GFNetDynn):
-        raise UserInputError(f"{type(model).__name__} has no early exits to evaluate")
-    source = Source(
-        data=data.name,
-        split=split,
-        data_sha256=data.sha256,
-        checkpoint_sha256=sha256_of(checkpoint),
-    )
-    table = fill_replay(model, data.splits[split], data.normalize, source, progress=progress)
-    save_replay(table, context.folder / f"{split}.npz")
-    return table
-
-
 def _augment(context: Context, data: ImageData) -> Augment | None:
     config = AugmentConfig(**context.task.options["augment"])
     if config == AugmentConfig():
@@ -243,14 +201,6 @@ def _portable(report: dict[str, Any]) -> dict[str, Any]:
     """Name files without their folders: a run may be moved."""
     source = {**report["source"], "path": Path(report["source"]["path"]).name}
     return {**report, "source": source, "output": Path(report["output"]).name}
-
-
-def _export(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> dict[str, Any]:
-    model = load(context.only_input.path("checkpoint"))
-    split = data.splits["calibration"]
-    images = data.normalize(split.images(torch.arange(min(PARITY_IMAGES, len(split)))))
-    export = onnx_from_module(model, images, context.folder / "model.onnx")
-    return {"onnx": "model.onnx", "opset": export.opset, "parity": asdict(export.parity)}
 
 
 def _compare(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> dict[str, Any]:
