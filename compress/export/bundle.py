@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compress.export.deployed_form import deployed_form, in_half
 from compress.export.graph import graph_from_module
 from compress.export.lint import check_lint
 from compress.export.lowering import lowered
 from compress.export.quantise import faster_than, quantised
-from compress.export.segments import SegmentModule, deployed_form, in_half, split_network
+from compress.export.segments import SegmentModule, split_network
 from compress.export.simplify import simplified
 from compress.export.source import ExportSource
 from compress.export.targets import Target

@@ -13,6 +13,7 @@ from compress.errors import AccuracyError, ToolchainError
 from compress.export.graph import OPSET, graph_from_module
 from compress.files import replacing, sha256_of
 from compress.optional import require
+from compress.runtime.onnxruntime_backend import SLOWER
 
 __all__ = ["OnnxExport", "Parity", "onnx_from_module", "onnx_session", "session_runner"]
 
@@ -92,7 +93,9 @@ def onnx_session(path: Path, *, threads: int | None = None) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOWER
+        )
     except Exception as err:  # ONNX Runtime has a class of its own per status code
         raise ToolchainError(
             f"ONNX Runtime {ort.__version__} cannot read {path} ({err}); export it again"

@@ -1,11 +1,9 @@
 """A network cut into segments: modules that end behind an exit, each with its head and gate inside.
 
 Segment i takes the image (i = 0) or the hidden state (B, N, D) and gives hidden state, logits and
-the gate's probability; the last gives logits. A network without exits is one segment. Global
-filters are matrix products here, and scales that slimming left are folded into the weights.
+the gate's probability; the last gives logits. A network without exits is one segment.
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -16,12 +14,9 @@ from compress.errors import UnsupportedModelError
 from compress.measure.exit_macs import macs_per_exit
 from compress.measure.macs import count_macs
 from compress.models.early_exit import GFNetDynn
-from compress.models.gfnet import GFNet
-from compress.models.gfnet_block import Mlp
-from compress.models.global_filter import with_matrix_filters
 from compress.runtime.manifest import TensorSpec
 
-__all__ = ["SegmentModule", "deployed_form", "in_half", "split_network"]
+__all__ = ["SegmentModule", "split_network"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,39 +63,13 @@ class SegmentModule(nn.Module):
         return x, logits.float(), torch.sigmoid(gate.float())
 
 
-def deployed_form(model: nn.Module) -> nn.Module:
-    """Return a copy in the form that is exported: matrix filters, folded scales, eval mode."""
-    twin = with_matrix_filters(model).eval()
-    for module in twin.modules():
-        if isinstance(module, GFNet):
-            _fold_scales_(module)
-    return twin
-
-
-@torch.no_grad()
-def _fold_scales_(network: GFNet) -> None:
-    """Multiply the scales of hidden units into the weights that read them."""
-    for module in network.modules():
-        if isinstance(module, Mlp) and module.scale is not None:
-            module.fc2.weight.mul_(module.scale)
-            module.scale = None
-
-
-def in_half(deployed: nn.Module) -> nn.Module:
-    """Return a copy with float16 weights; gates, which cost nothing, stay in float32."""
-    twin = copy.deepcopy(deployed).half()
-    for gate in getattr(twin, "gates", ()):
-        gate.float()
-    return twin
-
-
 def split_network(
     deployed: nn.Module, image_shape: Sequence[int], classes: int, *, whole: bool = False
 ) -> list[SegmentModule]:
     """Return the segments of a network in the order in which they run.
 
     Args:
-        deployed: in the form of `deployed_form`.
+        deployed: in the form of `compress.export.deployed_form`.
         image_shape: (C, H, W).
         classes: of the logits.
         whole: one segment, without early exits.

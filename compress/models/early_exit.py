@@ -127,7 +127,8 @@ class GFNetDynn(GFNet):
     def pool_exit(self, x: Tensor) -> Tensor:
         """Return what the head of an exit reads, in the shape of `pool`."""
         if self.config["distilled"] and not self.config["exit_dist_heads"]:
-            return self.norm(x).mean(1, keepdim=True).expand(-1, 2, -1)  # one head reads either
+            mean = self.average(self.norm(x))
+            return mean[:, None].expand(-1, 2, -1)  # one head reads either
         return self.pool(x)
 
     def exit_logits(self, i: int, pooled: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from compress.errors import UnsupportedModelError, UserInputError
 from compress.models.channels import ChannelGroup, TensorSlice
 from compress.models.frequencies import real_frequencies
-from compress.models.gfnet_block import Block, PatchEmbed
+from compress.models.gfnet_block import Block, MeanTokens, PatchEmbed
 from compress.models.gfnet_config import check_config, check_frequencies, check_grid
 from compress.models.gfnet_layout import DISTIL_TOKENS, infer_gfnet_config, token_grid
 
@@ -115,6 +115,7 @@ class GFNet(nn.Module):
         rates = torch.linspace(0, drop_path, len(hidden), device="cpu").tolist()
         self.blocks = nn.ModuleList(self._block(i, rate) for i, rate in enumerate(rates))
         self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.average = MeanTokens()
         self.head = nn.Linear(width, num_classes)
         if distilled:
             self.head_dist = nn.Linear(width, num_classes)
@@ -166,7 +167,7 @@ class GFNet(nn.Module):
         """Return what the heads read: (B, D), or (B, 2, D) of the distilled form."""
         if self.config["distilled"]:
             return self.norm(x[:, :DISTIL_TOKENS])
-        return self.norm(x).mean(1)
+        return self.average(self.norm(x))
 
     def classify(self, pooled: Tensor) -> Tensor:
         """Return logits (…, num_classes) of pooled features (…, D) or (…, 2, D)."""

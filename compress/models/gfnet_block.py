@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from compress.models.global_filter import GlobalFilter
 
-__all__ = ["Block", "Mlp", "PatchEmbed"]
+__all__ = ["Block", "MeanTokens", "Mlp", "PatchEmbed"]
 
 
 class PatchEmbed(nn.Module):
@@ -20,6 +20,14 @@ class PatchEmbed(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Return tokens, row by row."""
         return self.proj(image).flatten(2).transpose(1, 2)
+
+
+class MeanTokens(nn.Module):
+    """The mean (B, D) of tokens (B, N, D); a module, so that an export can write it otherwise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the mean over the tokens."""
+        return x.mean(1)
 
 
 class Mlp(nn.Module):

@@ -77,6 +77,8 @@ class Dispatcher:
             else open_backend(backend, Path(bundle), manifest, threads=threads)
         )
         self.last = len(manifest.segments) - 1
+        self._bars = manifest.thresholds
+        self._one_image = (1, *manifest.image.shape)
 
     def set_thresholds(self, thresholds: Union[float, Sequence[float]]) -> None:
         """Use other thresholds from the next image on; nothing is rebuilt.
@@ -85,6 +87,7 @@ class Dispatcher:
             UserInputError: they do not fit the exits, or lie outside [0, 1].
         """
         self.manifest = self.manifest.with_thresholds(thresholds)
+        self._bars = self.manifest.thresholds
 
     def run(self, images: np.ndarray, *, times: bool = False) -> Dispatched:
         """Classify images.
@@ -98,14 +101,17 @@ class Dispatcher:
             UserInputError: images of another size or type than the network takes, or none.
         """
         batch = self._prepared(images)
-        bars = self.manifest.thresholds
+        clock: Optional[List[SegmentTime]] = [] if times else None
+        if len(batch) == 1:
+            taken = self._run_one(batch, clock)
+            logits = self.backend.logits().copy()
+            return Dispatched(logits, logits.argmax(axis=1), np.array([taken]), clock)
         logits = np.empty((len(batch), len(self.manifest.classes)), dtype=np.float32)
         exits = np.full(len(batch), self.last, dtype=np.int64)
-        clock: Optional[List[SegmentTime]] = [] if times else None
         step = self.backend.max_batch
         for start in range(0, len(batch), step):
             part = slice(start, start + step)
-            self._run_batch(batch[part], bars, logits[part], exits[part], clock)
+            self._run_batch(batch[part], logits[part], exits[part], clock)
         return Dispatched(logits, logits.argmax(axis=1), exits, clock)
 
     def close(self) -> None:
@@ -123,10 +129,18 @@ class Dispatcher:
     ) -> None:
         self.close()
 
+    def _run_one(self, image: np.ndarray, clock: Optional[List[SegmentTime]]) -> int:
+        """Run one image and return its exit: what most devices do all day, in few steps."""
+        self.backend.load(image)
+        for segment, bar in enumerate(self._bars):
+            if self._run_segment(segment, 1, clock).item() >= bar:  # False for NaN
+                return segment
+        self._run_segment(self.last, 1, clock)
+        return self.last
+
     def _run_batch(
         self,
         images: np.ndarray,
-        bars: List[float],
         logits: np.ndarray,
         exits: np.ndarray,
         clock: Optional[List[SegmentTime]],
@@ -135,7 +149,7 @@ class Dispatcher:
         backend = self.backend
         backend.load(images)
         alive: Optional[np.ndarray] = None  # places of the images still on their way; None is all
-        for segment, bar in enumerate(bars):
+        for segment, bar in enumerate(self._bars):
             gates = self._run_segment(segment, len(images) if alive is None else len(alive), clock)
             leaves = gates.astype(np.float64) >= bar  # False for NaN
             if not leaves.any():
@@ -161,6 +175,8 @@ class Dispatcher:
         return gates  # type: ignore  # None of the last segment alone
 
     def _prepared(self, images: np.ndarray) -> np.ndarray:
+        if images.shape == self._one_image and images.dtype == np.float32:
+            return np.ascontiguousarray(images)
         shape = self.manifest.image.shape
         batch = images[None] if images.ndim == len(shape) else images
         if batch.shape[1:] != shape or not len(batch):

@@ -7,7 +7,7 @@ each takes the cores from the segment that runs, and a chain of four costs 3 to 
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 import numpy as np
 
@@ -18,6 +18,19 @@ from compress.runtime.gather_model import gather_model
 from compress.runtime.manifest import Manifest, Segment, TensorSpec
 
 __all__ = ["OnnxRuntimeBackend"]
+
+# On the CPU the first fusion's kernel takes three times as long as its parts, and the second keeps
+# int8 products with a bias from becoming integer products, and gains nothing in float.
+SLOWER = ["SkipLayerNormFusion", "MatMulAddFusion"]
+
+
+class _Call(NamedTuple):
+    """A segment ready to run on a number of images, and where its results will be."""
+
+    session: Any
+    binding: Any
+    gates: Optional[np.ndarray]
+    logits: np.ndarray
 
 
 class OnnxRuntimeBackend(Backend):
@@ -51,34 +64,33 @@ class OnnxRuntimeBackend(Backend):
         self._sessions = [self._open(str(bundle / s.file), threads) for s in manifest.segments]
         self._results = [_result_buffers(s, self.max_batch) for s in manifest.segments]
         self._hidden = [self._buffer(_hidden_bytes(manifest)) for _ in range(2)]
+        self._images = np.empty((self.max_batch, *manifest.image.shape), dtype=np.float32)
         self._gathers: Dict[int, Any] = {}
-        self._bindings: Dict[Tuple[int, int, int], Any] = {}
-        self._images = np.empty(0, dtype=np.float32)
+        self._calls: Dict[Tuple[int, int, int], _Call] = {}
         self._rows = 0  # images that are still on their way
         self._ran = 0  # the segment that ran last
         self._at = 0  # which of the two buffers holds the hidden states
+        self._logits = np.empty(0, dtype=np.float32)
 
     def load(self, images: np.ndarray) -> None:
-        """Take a batch (B, C, H, W) float32; its memory is read when segment 0 runs."""
-        self._images = images
+        """Copy a batch (B, C, H, W) float32 to where segment 0 reads it."""
         self._rows = len(images)
+        self._images[: self._rows] = images  # binding a new address takes longer
         self._at = 1  # so that segment 0 writes buffer 0
 
     def run(self, segment: int) -> Optional[np.ndarray]:
         """Run a segment; return its gates (B,), None of the last."""
-        binding = self._binding(segment)
-        if segment == 0:
-            _bind(binding.bind_input, self._segments[0].inputs[0], self._images)
-        self._sessions[segment].run_with_iobinding(binding)
+        # Few steps on purpose: behind a segment the caches are cold, and each costs microseconds.
+        call = self._calls.get((segment, self._rows, self._at)) or self._prepare(segment)
+        call.session.run_with_iobinding(call.binding)
         if self.device != "cpu":
-            binding.synchronize_outputs()
-        self._ran, self._at = segment, 1 - self._at
-        gates = self._results[segment].get("gate")
-        return None if gates is None else gates[: self._rows]
+            call.binding.synchronize_outputs()
+        self._ran, self._at, self._logits = segment, 1 - self._at, call.logits
+        return call.gates
 
     def logits(self) -> np.ndarray:
         """Return logits (B, K) of the segment just run."""
-        return self._results[self._ran]["logits"][: self._rows]
+        return self._logits
 
     def keep(self, rows: np.ndarray) -> None:
         """Compact the hidden states of the batch to these rows."""
@@ -91,7 +103,7 @@ class OnnxRuntimeBackend(Backend):
 
     def close(self) -> None:
         """Drop sessions and buffers."""
-        self._bindings.clear()
+        self._calls.clear()
         self._gathers.clear()
         self._sessions, self._hidden, self._results = [], [], []
 
@@ -105,7 +117,9 @@ class OnnxRuntimeBackend(Backend):
         if self.device == "cuda":
             providers.insert(0, "CUDAExecutionProvider")
         try:
-            return self._ort.InferenceSession(model, options, providers=providers)
+            return self._ort.InferenceSession(
+                model, options, providers=providers, disabled_optimizers=SLOWER
+            )
         except Exception as err:  # ONNX Runtime has a class of its own per status code
             raise ToolchainError(
                 f"ONNX Runtime {self._ort.__version__} cannot open {model!s:.200} ({err}); export "
@@ -119,24 +133,24 @@ class OnnxRuntimeBackend(Backend):
         words = -(-size // 4)
         return self._ort.OrtValue.ortvalue_from_shape_and_type([words], np.float32, self.device, 0)
 
-    def _binding(self, segment: int) -> Any:
-        key = (segment, self._rows, self._at)
-        if key not in self._bindings:
-            self._bindings[key] = self._bound(segment)
-        return self._bindings[key]
-
-    def _bound(self, segment: int) -> Any:
-        """Bind everything but the image to its address, for as many images as there are now."""
-        binding = self._sessions[segment].io_binding()
-        if segment > 0:
-            self._bind_hidden(binding.bind_input, self._segments[segment].inputs[0], self._at)
+    def _prepare(self, segment: int) -> "_Call":
+        """Bind everything to its address, for as many images as there are now."""
+        session, results = self._sessions[segment], self._results[segment]
+        binding, rows = session.io_binding(), self._rows
+        (taken,) = self._segments[segment].inputs
+        if segment == 0:
+            _bind(binding.bind_input, taken, self._images[:rows])
+        else:
+            self._bind_hidden(binding.bind_input, taken, self._at)
         for spec in self._segments[segment].outputs:
             if spec.name == "hidden":
                 self._bind_hidden(binding.bind_output, spec, 1 - self._at)
             else:
-                rows = self._results[segment][spec.name][: self._rows]
-                _bind(binding.bind_output, spec, rows)
-        return binding
+                _bind(binding.bind_output, spec, results[spec.name][:rows])
+        gates = results["gate"][:rows] if "gate" in results else None
+        call = _Call(session, binding, gates, results["logits"][:rows])
+        self._calls[segment, rows, self._at] = call
+        return call
 
     def _bind_hidden(
         self, bind: Any, spec: TensorSpec, which: int, rows: Optional[int] = None

@@ -202,23 +202,29 @@ def test_float_weights_for_tensorrt_8_compute_the_same(scene):
 
 
 def test_equal_arguments_give_equal_bytes_and_leave_nothing_behind(
-    scene, tmp_path, monkeypatch, capfd
+    scene, tmp_path, monkeypatch, capfd, caplog
 ):
     given = content_of(scene.graph)
     (tmp_path / "here").mkdir()
     (tmp_path / "temporary").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    handlers = list(logging.getLogger().handlers)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [caplog.handler])
     again = quantised(scene.graph, scene.feeds)
     assert content_of(again) == content_of(scene.int8)
     assert content_of(scene.graph) == given
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     assert list((tmp_path / "temporary").iterdir()) == []
-    assert logging.getLogger().handlers == handlers
+    assert caplog.records == []
     assert capfd.readouterr() == ("", "")
     assert not again.metadata_props
     assert again.producer_name == scene.graph.producer_name
+
+
+def test_logging_that_nobody_set_up_stays_so(monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    quantised(classifier(), FEEDS)
+    assert logging.getLogger().handlers == []
 
 
 @pytest.mark.slow
@@ -350,6 +356,7 @@ def test_what_is_no_linear_layer():
     nodes = [
         helper.make_node("MatMul", ["w0", "x"], ["a"], "constant on the left"),
         helper.make_node("MatMul", ["a", "a"], ["b"], "no constant"),
+        helper.make_node("MatMul", ["w0", "w0"], ["constant"], "two constants"),
         helper.make_node("MatMul", ["b", "stack"], ["c"], "a stack of matrices"),
         helper.make_node("Gemm", ["c", "w0", "b0"], ["d"], "beta", beta=0.5),
         helper.make_node("Gemm", ["d", "w0"], ["e"], "transposed", transA=1),
@@ -358,6 +365,20 @@ def test_what_is_no_linear_layer():
     ]
     graph = model_of(nodes, {"w0": (4, 4), "b0": (4,), "stack": (2, 4, 4)}, ["logits"])
     assert linear_nodes(graph) == ["one"]
+
+
+def test_every_reader_has_a_pair_of_its_own():
+    nodes = [
+        helper.make_node("MatMul", ["x", "w0"], ["a"]),
+        helper.make_node("MatMul", ["x", "w1"], ["b"]),
+        helper.make_node("Add", ["a", "b"], ["c"]),
+        helper.make_node("MatMul", ["c", "w2"], ["logits"]),
+    ]
+    int8 = quantised(model_of(nodes, {f"w{i}": (4, 4) for i in range(3)}, ["logits"]), FEEDS)
+    read = [i for node in int8.graph.node if node.op_type != "QuantizeLinear" for i in node.input]
+    made = [n.output[0] for n in int8.graph.node if n.op_type == "DequantizeLinear"]
+    assert len(made) == 4
+    assert [read.count(each) for each in made] == [1] * 4
 
 
 def test_names_that_are_used_twice_or_taken():

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from compress.errors import UnsupportedModelError
-from compress.export.segments import deployed_form, in_half, split_network
+from compress.export.deployed_form import deployed_form, in_half
+from compress.export.segments import split_network
 from compress.measure.exit_macs import macs_per_exit
 from compress.models.early_exit import GFNetDynn
 from compress.models.frequency_scale import with_frequency_scale

@@ -92,7 +92,7 @@ def test_dry_run_prints_the_plan_and_makes_nothing(tmp_path, capsys):
     assert main([*SHORT, "-o", str(tmp_path / "run"), "--dry-run"]) == 0
     plan = json.loads(capsys.readouterr().out)["plan"]
     assert plan[0]["options"]["epochs"] == 2
-    assert len(plan) == 19
+    assert len(plan) == 27
     assert not (tmp_path / "run").exists()
 
 

@@ -1,0 +1,128 @@
+"""What a benchmark times: any network behind one face.
+
+A run goes from normalised images on the host to classes on the host, for all kinds: the copy to the
+device and the wait for its end are in it, decoding and normalising are not.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from compress.data.image_data import Preprocessing
+from compress.measure.device_profile import DeviceProfile
+from compress.measure.op_profile import OpProfile
+
+__all__ = ["OpenOptions", "Outcome", "Subject", "SubjectSpec"]
+
+Outcome = tuple[list[int], list[int]]  # of each image its class, and the exit where it left
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectSpec:
+    """Something to time.
+
+    Attributes:
+        path: a checkpoint file, or the folder of a bundle.
+        name: None takes the name of the file, or its path where names repeat.
+        thresholds: one for all exits or one for each; None takes those of the bundle. A checkpoint
+            with exits needs them; without exits they mean nothing.
+        exits: blocks whose exits are deployed, of a checkpoint; None is all.
+        head_positions: blocks behind which the heads of a foreign checkpoint stand.
+    """
+
+    path: Path
+    name: str | None = None
+    thresholds: float | Sequence[float] | None = None
+    exits: Sequence[int] | None = None
+    head_positions: Sequence[int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenOptions:
+    """How subjects are opened.
+
+    Attributes:
+        device: where checkpoints run.
+        backend: that runs bundles; None chooses.
+        threads: inside an operation, on the processor.
+        image_size: side to which a GFNet is resampled, or which other networks get.
+        factory: "package.module:function" for a network that is not of `compress.models`.
+        unsafe_pickle: read whole-module pickles, which runs code from the file.
+    """
+
+    device: str = "cpu"
+    backend: str | None = None
+    threads: int
+    image_size: int | None = None
+    factory: str | None = None
+    unsafe_pickle: bool = False
+
+
+class Subject:
+    """An opened network.
+
+    Attributes:
+        name: in the report.
+        kind: "checkpoint" or "bundle".
+        network: such as "gfnet_dynn_12_384".
+        runtime: what runs it, such as "torch on cpu".
+        sha256: of the checkpoint, or of the manifest of the bundle.
+        image_shape: (C, H, W) that it takes.
+        classes: K.
+        thresholds: of its exits, none without.
+        positions: last block before each exit, the last block of the network last; None unknown.
+        preprocessing: that it was trained with; None takes that of the data.
+        max_batch: images that it takes at a time; None any number.
+        uses_gpu: whether it runs there.
+    """
+
+    name: str
+    kind: str
+    network: str
+    runtime: str
+    sha256: str
+    image_shape: tuple[int, ...]
+    classes: int
+    thresholds: tuple[float, ...] = ()
+    positions: tuple[int, ...] | None = None
+    preprocessing: Preprocessing | None = None
+    max_batch: int | None = None
+    uses_gpu: bool = False
+
+    def run(self, images: Tensor) -> Outcome:
+        """Run a batch (B, C, H, W) float32 of the host to its end."""
+        raise NotImplementedError
+
+    def profile(self, images: Tensor) -> OpProfile:
+        """Return what each operation or segment takes, over images (N, C, H, W) one at a time."""
+        raise NotImplementedError
+
+    def operators(self, images: Tensor) -> OpProfile | None:
+        """Return what each operator takes by ONNX Runtime's profiler; None of other runtimes."""
+        return None
+
+    def device_profile(self, images: Tensor, **about: Any) -> DeviceProfile:
+        """Return a profile to predict with; `about` is as in `segment_profile`."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Give back what it holds."""
+
+    @property
+    def exits(self) -> int:
+        """E, the exits before the final head."""
+        return len(self.thresholds)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what it is, as JSON values."""
+        return {
+            "kind": self.kind,
+            "network": self.network,
+            "runtime": self.runtime,
+            "sha256": self.sha256,
+            "thresholds": list(self.thresholds),
+            "positions": None if self.positions is None else list(self.positions),
+        }
