@@ -81,7 +81,6 @@ class CheckpointSubject(Subject):
 
     def device_profile(self, images: Tensor, **about: Any) -> DeviceProfile:
         """Return a profile by operations, of images that all run the whole way."""
-        about = {key: about[key] for key in ("name", "device", "net_power_w")}
         never = [1.0] * self.exits
         return device_profile_of(
             profile_operations(self.model, images.split(1), thresholds=never), **about

@@ -104,8 +104,6 @@ def segment_profile(
     *,
     name: str,
     device: str,
-    leaving: Sequence[int],
-    forward_ms: float,
     net_power_w: float | None = None,
 ) -> DeviceProfile:
     """Measure a profile by segments, to predict with on other machines.
@@ -115,20 +113,21 @@ def segment_profile(
         images: (C, H, W) float32 each.
         name: of the profile.
         device: what it was measured on.
-        leaving: images that left at each exit when `forward_ms` was measured.
-        forward_ms: of an image on average; what it takes besides its segments is recorded too.
         net_power_w: under load, idle power subtracted.
     """
-    times = segments_ms(dispatcher, images)
-    reached = [sum(leaving[k:]) / sum(leaving) for k in range(len(times))]
-    expected = fsum(share * ms for share, ms in zip(reached, times, strict=True))
+    besides = []
+    for image in images:
+        start = time.perf_counter()
+        found = dispatcher.run(image, times=True)
+        whole_ms = 1e3 * (time.perf_counter() - start)
+        besides.append(whole_ms - fsum(ms for _, _, ms in found.segment_ms or ()))
     return DeviceProfile(
         name=name,
         device=device,
         network=dispatcher.manifest.name,
         source=f"{len(images)} images by the dispatcher on {dispatcher.backend.name}",
-        segments_ms=tuple(times),
-        outside_ms=max(0.0, forward_ms - expected),
+        segments_ms=tuple(segments_ms(dispatcher, images)),
+        outside_ms=max(0.0, median(besides)),
         net_power_w=net_power_w,
     )
 

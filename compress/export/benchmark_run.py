@@ -201,14 +201,12 @@ class Bench:
         if self.job.save_profile is None:
             return saved
         name = self._profiled()
-        result, energy = report.results[name], (report.energy or {}).get(name)
+        energy = (report.energy or {}).get(name)
         net_power_w = energy.reading.net_power_w if energy else None
         profile = self.subjects[name].device_profile(
             self.images[name],
             name=self.job.save_profile.stem,
             device=self._device_name(report),
-            leaving=result.leaving,
-            forward_ms=result.latency.mean_ms,
             net_power_w=net_power_w if net_power_w and net_power_w > 0 else None,
         )
         write_device_profile(profile, self.job.save_profile)

@@ -1,6 +1,8 @@
 """Tasks that take a network to another runtime, and prove that it decides there as it did here."""
 
+import re
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,9 @@ from compress.data.image_data import ImageData
 from compress.errors import AccuracyError
 from compress.export.export_job import ExportJob, export_checkpoint
 from compress.export.onnx_file import onnx_from_module
-from compress.files import write_json
+from compress.files import replacing, write_json
 from compress.models.early_exit import GFNetDynn, with_exits
+from compress.optional import require
 from compress.recipe.engine import Context
 from compress.recipe.schema import Recipe
 from compress.runtime.dispatcher import Dispatcher
@@ -23,6 +26,7 @@ from compress.runtime.manifest import Manifest
 __all__ = ["dispatch_bundle", "export_network"]
 
 PARITY_IMAGES = 32
+SAMPLES = 16
 BATCH = 64  # images that are held at a time
 FOUND = ("exits", "classes")
 LEAST_AGREEMENT = {"fp32": 0.99, "fp16": 0.95, "int8": 0.8}  # of decisions with torch's
@@ -103,12 +107,25 @@ def dispatch_bundle(
             f"the bundle of {context.task.name} decides as torch does for {same.mean():.2%} of "
             f"{len(same)} test images; expected at least {least:.0%}"
         )
+    _save_samples(context.folder / "samples", data)
     return {
         "images": len(same),
         "same_decisions": int(same.sum()),
         "exit_counts": np.bincount(exits, minlength=manifest.exits + 1).tolist(),
         "acc1": 100.0 * float((classes == wanted).mean()),
     }
+
+
+def _save_samples(folder: Path, data: ImageData) -> None:
+    """Write a few test pictures, named by their class, to try `python -m compress.dispatch` on."""
+    pillow = require("PIL.Image", "writing pictures")
+    test = data.splits["test"]
+    folder.mkdir(exist_ok=True)
+    pixels = test.images(torch.arange(min(SAMPLES, len(test))))
+    for number, (image, label) in enumerate(zip(pixels, test.labels.tolist(), strict=False)):
+        name = re.sub(r"[^A-Za-z0-9._-]", "-", data.classes[label])
+        with replacing(folder / f"{number:02}-{name}.png") as part:
+            pillow.fromarray(image.permute(1, 2, 0).numpy()).save(part, format="PNG")
 
 
 @torch.inference_mode()

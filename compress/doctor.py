@@ -1,0 +1,49 @@
+"""Say what this machine has, and what each missing part would make possible."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from compress.cli import HelpFormatter, add_common_options, print_json, run_door
+
+__all__ = ["main"]
+
+EPILOG = """examples:
+  python -m compress.doctor
+  python -m compress.doctor --json > machine.json
+
+every package is imported in a process of its own, so one that is broken harms nothing; what is
+missing is no error: the exit code is 0
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m compress.doctor",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=HelpFormatter,
+    )
+    add_common_options(parser)
+    return parser
+
+
+def _work(options: argparse.Namespace) -> int:
+    from compress.measure.doctor import diagnose
+
+    found = diagnose()
+    if options.json:
+        print_json(found.to_dict())
+    else:
+        print(found.to_text())
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the door; return its exit code."""
+    return run_door(_parser(), _work, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
