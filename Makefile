@@ -14,6 +14,7 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python tools/tensorrt_fixtures.py
+	$(BIN)/python tools/browser_fixture.py
 	$(BIN)/python -m pytest -m slow
 
 lint: $(READY)

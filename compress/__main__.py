@@ -4,11 +4,16 @@ import importlib
 import sys
 
 VERBS = {
+    "benchmark": "latency, memory, operations and energy, side by side",
     "build_engines": "build the TensorRT engines of a bundle, on its device",
     "dispatch": "classify images with a bundle",
+    "doctor": "what this machine has, and what is missing for what",
     "evaluate": "accuracy, exits, thresholds, calibration",
     "export_trt": "one ONNX file and engine for each exit segment",
     "finetune": "train a checkpoint further, or for slimming",
+    "monitor": "watch a dispatcher for drift",
+    "plan_exits": "choose exits and thresholds, with a guarantee",
+    "report": "one page of a run, or of several",
     "run": "run a recipe",
     "slim": "remove channels that training made unimportant",
 }

@@ -144,6 +144,10 @@ def _tell(name: str, run_dir: Path, outcomes: Mapping[Path, Any], *, as_json: bo
     for task, table in tables.items():
         print(f"{task}\n{table.text}\n" if several else f"{table.text}\n")
     print(f"results: {run_dir}")
+    for done in outcomes.values():
+        for outcome in done.values():
+            if outcome.task.kind == "report":
+                print(f"report:  {outcome.path('html')}")
 
 
 def _list(options: argparse.Namespace) -> int:

@@ -83,6 +83,18 @@ class Recalibration:
             "images": self.before.images,
         }
 
+    def to_text(self) -> str:
+        """Return the figures in one line."""
+        former, new = (
+            ", ".join(f"{bar:.4g}" for bar in bars)
+            for bars in (self.before.thresholds, self.thresholds)
+        )
+        return (
+            f"exit rates had moved by up to {self.drift:.1f} points; thresholds {former} -> {new} "
+            f"leave {self.remaining_drift:.1f}; accuracy {self.before.acc1:.2f} % -> "
+            f"{self.after.acc1:.2f} % of {self.before.images} calibration images"
+        )
+
 
 def recalibrated(
     before: ReplayTable, after: ReplayTable, thresholds: float | Sequence[float]

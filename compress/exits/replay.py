@@ -107,12 +107,14 @@ class ReplayTable:
         return right & ~np.isnan(self.logits).any(axis=2)  # argmax takes NaN for the largest
 
     def subset(self, positions: Sequence[int] | None) -> NDArray[np.int64]:
-        """Return the numbers of the exits behind these blocks; None is all.
+        """Return the numbers of the exits behind these blocks; None is all, () is none.
 
         Raises:
             UserInputError: as `exit_numbers`.
         """
         chosen = self.positions if positions is None else positions
+        if not chosen:
+            return np.array([], dtype=np.int64)
         return np.array(exit_numbers(chosen, self.positions), dtype=np.int64)
 
     def macs_of(self, exits: NDArray[np.int64]) -> NDArray[np.int64]:

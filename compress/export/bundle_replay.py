@@ -5,6 +5,7 @@ chosen on the checkpoint are checked, and set anew, on this table. It is filled 
 that dispatches the bundle, so its gates are the very numbers that the dispatcher compares.
 """
 
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,15 @@ from numpy.typing import NDArray
 
 from compress.data.image_data import Split
 from compress.errors import CompressError, UserInputError
-from compress.exits.replay import ReplayTable, Source
+from compress.exits.replay import ReplayTable, Source, decide
 from compress.runtime.backend import Backend
 from compress.runtime.backends import open_backend
 from compress.runtime.manifest import Manifest, read_manifest
 from compress.runtime.preprocessing import Preprocessing
+from compress.runtime.reference_rates import ReferenceRates
 from compress.training.progress import progress_bar
 
-__all__ = ["CHECK_MACS", "replay_bundle"]
+__all__ = ["CHECK_MACS", "reference_rates", "replay_bundle"]
 
 CHECK_MACS = "check_macs"  # a note of the manifest: multiply-adds of head and gate of every exit
 
@@ -170,3 +172,11 @@ def _check_final(logits: NDArray[np.float32], bundle: Path) -> None:
             f"bundle {bundle} gives NaN or infinity for {broken} of {len(logits)} images; half "
             "precision may have overflowed, so export it as fp32 or check the network's weights"
         )
+
+
+def reference_rates(table: ReplayTable, thresholds: Sequence[float]) -> ReferenceRates:
+    """Return where the images of a table leave, and how sure they are there."""
+    exits = decide(table, thresholds)
+    logits = table.logits[np.arange(len(table)), exits].astype(np.float64)  # (N, K)
+    confidence = 1 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)
+    return ReferenceRates.measured(exits, confidence, thresholds)

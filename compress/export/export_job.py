@@ -13,7 +13,7 @@ from compress.errors import ToolchainError, UserInputError
 from compress.exits.recalibrate import Recalibration, recalibrated
 from compress.exits.replay import ReplayTable, Source, fill_replay
 from compress.export.bundle import INT8_IMAGES, SegmentFiles, write_segments
-from compress.export.bundle_replay import replay_bundle
+from compress.export.bundle_replay import reference_rates, replay_bundle
 from compress.export.onnx_file import onnx_session
 from compress.export.parity import BundleParity, check_parity, measure_parity
 from compress.export.source import ExportSource, open_export
@@ -147,7 +147,7 @@ class ExportReport:
             f"{parity.exit_agreement:.2%}"
         )
         if self.recalibration is not None:
-            lines.append(_recalibration_line(self.recalibration))
+            lines.append(f"quantised: {self.recalibration.to_text()}")
         lines.append(f"written: {self.bundle}")
         return "\n".join([*lines, *([self.next_step] if self.next_step else [])])
 
@@ -191,6 +191,8 @@ def export_checkpoint(job: ExportJob) -> ExportReport:
         parity = _parity(source, files, manifest, folder)
         check_parity(parity, job.precision, tolerance=job.tolerance)
         manifest = replace(manifest, parity=parity.to_dict())
+        write_manifest(manifest, folder)
+        manifest = _with_reference_rates(job, source, manifest, folder)
         write_manifest(manifest, folder)
         engines, next_step = _engines(job, folder)
         sizes = tuple((folder / segment.file).stat().st_size for segment in manifest.segments)
@@ -269,17 +271,34 @@ def _recalibrated(
     return replace(manifest.with_thresholds(found.thresholds), notes=notes), found
 
 
+def _with_reference_rates(
+    job: ExportJob, source: ExportSource, manifest: Manifest, folder: Path
+) -> Manifest:
+    """Note what the bundle does on calibration data, which a monitor compares a stream with."""
+    if source.data is None or source.preprocessing is None or manifest.exits == 0:
+        return manifest
+    origin = _origin(source, source.data)
+    split = source.data.splits[CALIBRATION]
+    table = replay_bundle(folder, split, origin, progress=job.progress)
+    rates = reference_rates(table, manifest.thresholds)
+    return replace(manifest, notes={**manifest.notes, "calibration": rates.to_dict()})
+
+
+def _origin(source: ExportSource, data: ImageData) -> Source:
+    return Source(
+        data=data.name,
+        split=CALIBRATION,
+        data_sha256=data.sha256,
+        checkpoint_sha256=source.checkpoint.sha256,
+    )
+
+
 def _torch_table(job: ExportJob, source: ExportSource) -> ReplayTable:
     if not isinstance(source.model, GFNetDynn) or source.data is None:
         raise TypeError("a table needs exits and images")
     if source.preprocessing is None:
         raise TypeError("a table needs images that are prepared in a known way")
-    origin = Source(
-        data=source.data.name,
-        split=CALIBRATION,
-        data_sha256=source.data.sha256,
-        checkpoint_sha256=source.checkpoint.sha256,
-    )
+    origin = _origin(source, source.data)
     return fill_replay(
         source.model,
         source.data.splits[CALIBRATION],
@@ -327,18 +346,6 @@ def _builder_here(target_name: str) -> str:
     except ToolchainError:
         return "none"
     return "tensorrt"
-
-
-def _recalibration_line(found: Recalibration) -> str:
-    former, new = (
-        ", ".join(f"{bar:.4g}" for bar in bars)
-        for bars in (found.before.thresholds, found.thresholds)
-    )
-    return (
-        f"quantisation moved exit rates by up to {found.drift:.1f} points; thresholds {former} -> "
-        f"{new} leave {found.remaining_drift:.1f}; accuracy {found.before.acc1:.2f} % -> "
-        f"{found.after.acc1:.2f} % of {found.before.images} calibration images"
-    )
 
 
 def parse_batch(text: str) -> int:

@@ -17,7 +17,7 @@ from compress.exits.replay import exit_numbers
 from compress.models.early_exit import GFNetDynn, with_exits
 from compress.runtime.thresholds import check_thresholds
 
-__all__ = ["ExportSource", "newest_checkpoint", "open_export"]
+__all__ = ["ExportSource", "image_data_for", "newest_checkpoint", "open_export"]
 
 logger = logging.getLogger(__name__)
 
@@ -200,18 +200,31 @@ def _expect_no_exit_options(**options: object) -> None:
 def _data(
     data: str | ImageData | None, checkpoint: Checkpoint, size: tuple[int, int], seed: int
 ) -> ImageData | None:
+    recorded = checkpoint.meta.get("data", {}).get("name")
+    chosen = data or (BUILT_IN if recorded == BUILT_IN else None)
+    return None if chosen is None else image_data_for(chosen, size, seed=seed)
+
+
+def image_data_for(data: str | ImageData, size: Sequence[int], *, seed: int = 0) -> ImageData:
+    """Load the images for a network, unless they are loaded already.
+
+    Args:
+        data: "digits", "cifar10:DIR", "folder:DIR", or the images.
+        size: height and width that the network takes, last.
+        seed: of the split.
+
+    Raises:
+        UserInputError: the network takes images that are not square, which no data give.
+    """
     if isinstance(data, ImageData):
         return data
-    recorded = checkpoint.meta.get("data", {}).get("name")
-    spec = data or (BUILT_IN if recorded == BUILT_IN else None)
-    if spec is None:
-        return None
-    if size[0] != size[1]:
+    height, width = size[-2:]
+    if height != width:
         raise UserInputError(
-            f"the network takes images of {size[0]}x{size[1]}, and --data {spec} gives square "
-            "ones; leave --data out to compare on noise"
+            f"the network takes images of {height}x{width}, and --data {data} gives square ones; "
+            "leave --data out to compare on noise"
         )
-    return load_data(spec, image_size=size[0], seed=seed)
+    return load_data(data, image_size=height, seed=seed)
 
 
 def _images(

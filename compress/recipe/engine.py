@@ -25,7 +25,16 @@ from compress.errors import CompressError, UserInputError
 from compress.files import sha256_of, write_json
 from compress.recipe.plan import Task
 
-__all__ = ["Context", "Outcome", "run_tasks"]
+__all__ = [
+    "Context",
+    "Outcome",
+    "files_are_whole",
+    "fingerprint_of",
+    "locked",
+    "read_json_file",
+    "run_one",
+    "run_tasks",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -106,23 +115,24 @@ def run_tasks(
         UserInputError: another process works on this run.
         CompressError: a task failed; the message names it, and where finished work lies.
     """
-    with _locked(run_dir):
+    with locked(run_dir):
         if fresh:
             for task in tasks:
                 shutil.rmtree(run_dir / task.name, ignore_errors=True)
         outcomes: dict[str, Outcome] = {}
         for number, task in enumerate(tasks, start=1):
             inputs = {name: outcomes[name] for name in task.needs}
-            fingerprint = _fingerprint(task, inputs, identity)
+            fingerprint = fingerprint_of(task, inputs, identity)
             context = Context(task=task, folder=run_dir / task.name, inputs=inputs)
             place = f"[{number}/{len(tasks)}] {task.name}"
-            outcomes[task.name] = _run_one(context, work[task.kind], fingerprint, place)
+            outcomes[task.name] = run_one(context, work[task.kind], fingerprint, place)
         return outcomes
 
 
-def _run_one(context: Context, work: Work, fingerprint: str, place: str) -> Outcome:
-    done = _read_json(context.folder / DONE)
-    if done.get("fingerprint") == fingerprint and _files_are_whole(context.folder, done["files"]):
+def run_one(context: Context, work: Work, fingerprint: str, place: str) -> Outcome:
+    """Return what a task left when it is done already; else do it now."""
+    done = read_json_file(context.folder / DONE)
+    if done.get("fingerprint") == fingerprint and files_are_whole(context.folder, done["files"]):
         logger.info("%s: unchanged, not run again", place)
         figures = done["figures"]
     else:
@@ -143,7 +153,7 @@ def _run_one(context: Context, work: Work, fingerprint: str, place: str) -> Outc
 def _begin(folder: Path, fingerprint: str) -> None:
     """Keep what an interrupted run of the same fingerprint saved; clear anything else."""
     (folder / DONE).unlink(missing_ok=True)
-    if _read_json(folder / STARTED).get("fingerprint") != fingerprint:
+    if read_json_file(folder / STARTED).get("fingerprint") != fingerprint:
         shutil.rmtree(folder, ignore_errors=True)
         write_json(folder / STARTED, {"fingerprint": fingerprint})
 
@@ -157,14 +167,16 @@ def _finish(folder: Path, fingerprint: str, figures: dict[str, Any]) -> None:
     write_json(folder / DONE, {"fingerprint": fingerprint, "figures": figures, "files": files})
 
 
-def _files_are_whole(folder: Path, files: Mapping[str, str]) -> bool:
+def files_are_whole(folder: Path, files: Mapping[str, str]) -> bool:
+    """Tell whether all files are there with the sha256 that they were left with."""
     return all(
         (folder / name).is_file() and sha256_of(folder / name) == digest
         for name, digest in files.items()
     )
 
 
-def _fingerprint(task: Task, inputs: Mapping[str, Outcome], identity: Mapping[str, Any]) -> str:
+def fingerprint_of(task: Task, inputs: Mapping[str, Outcome], identity: Mapping[str, Any]) -> str:
+    """Return the sha256 of everything that decides what a task makes."""
     content = {
         "kind": task.kind,
         "options": task.options,
@@ -186,7 +198,8 @@ def _code_version() -> str:
     return digest.hexdigest()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json_file(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; an empty one where there is none, or something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # not there, or damaged: not done either way
@@ -195,7 +208,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _locked(run_dir: Path) -> Iterator[None]:
+def locked(run_dir: Path) -> Iterator[None]:
     """Hold the run for this process. The lock goes with the process, however it ends."""
     run_dir.mkdir(parents=True, exist_ok=True)
     with open(run_dir / ".lock", "w") as lock:

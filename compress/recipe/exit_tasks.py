@@ -7,40 +7,90 @@ from compress.data.image_data import ImageData
 from compress.errors import UserInputError
 from compress.exits.calibration import calibrate, oracle
 from compress.exits.figures import save_exit_rates, save_tradeoff
+from compress.exits.guarantee import Risk
 from compress.exits.log_text import deployment_block, sweep_block
+from compress.exits.plan import Objective, read_plan
+from compress.exits.plan_job import PlanJob, front_rows, plan_network
 from compress.exits.replay import ReplayTable, Source, fill_replay, save_replay
-from compress.exits.sweep import choose_threshold, evaluate_at, parse_sweep, sweep
+from compress.exits.sweep import (
+    ExitReport,
+    choose_threshold,
+    evaluate_at,
+    parse_sweep,
+    sweep,
+)
 from compress.files import sha256_of, write_text
 from compress.models.early_exit import GFNetDynn
 from compress.recipe.engine import Context
 from compress.recipe.schema import Recipe
 
-__all__ = ["evaluate_exits"]
+__all__ = ["evaluate_exits", "plan_task"]
 
 
 def evaluate_exits(
     context: Context, recipe: Recipe, data: ImageData, progress: bool
 ) -> dict[str, Any]:
-    """Choose one threshold on calibration data; report it, and all others, on test data."""
+    """Report on test data what the plan, or one threshold for all exits, does."""
     options = context.task.options
     tables = {split: _replay(context, data, split, progress) for split in ("calibration", "test")}
-    chosen = choose_threshold(
-        tables["calibration"], parse_sweep(options["sweep"]), max_drop=options["max_drop"]
-    )
-    reports = sweep(tables["test"], parse_sweep(options["sweep"]))
-    report = evaluate_at(tables["test"], chosen)
+    values = parse_sweep(options["sweep"])
+    planned = context.of("plan")
+    thresholds: float | tuple[float, ...]
+    if planned is not None:
+        plan = read_plan(planned.path("plan"))
+        thresholds, exits = plan.thresholds, plan.exits
+    else:
+        thresholds, exits = options["threshold"], None
+        if thresholds is None:
+            calibration = tables["calibration"]
+            thresholds = choose_threshold(calibration, values, max_drop=options["max_drop"])
+    reports = sweep(tables["test"], values)
+    report = _report_at(tables["test"], thresholds, exits)
     save_exit_rates(report, context.folder / "exit_rates.svg")
     save_tradeoff(reports, context.folder / "tradeoff.svg", chosen=report)
     text = "\n".join([*map(sweep_block, reports), deployment_block(report)])
     write_text(context.folder / "sweep.txt", text + "\n")
     calibration = calibrate(tables["calibration"], tables["test"])
     return {
-        "threshold": chosen,
+        "threshold": thresholds if isinstance(thresholds, float) else None,
         "test": report.to_dict(),
         "sweep": [each.to_dict() for each in reports],
         "calibration": [each.to_dict() for each in calibration],
         "oracle": oracle(tables["test"]).to_dict(),
     }
+
+
+def plan_task(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> dict[str, Any]:
+    """Choose exits and thresholds on calibration data; the test split is left for `evaluate`."""
+    options = context.task.options
+    risk, objective = options["risk"], Objective(kind="max-drop", value=options["max_drop"])
+    if options["budget"] is not None:
+        objective = Objective(kind="budget", value=options["budget"])
+    sure = Risk(loss="consistency", risk=risk or 0.5, confidence=options["confidence"])
+    report = plan_network(
+        PlanJob(
+            source=context.network.path("checkpoint"),
+            output=context.folder / "plan.json",
+            data=data,
+            objective=None if risk else objective,
+            risk=sure if risk else None,
+            method=options["method"],
+            held_out=options["held_out"],
+            test=False,
+            seed=recipe.seed,
+            progress=progress,
+        )
+    )
+    return {"plan": "plan.json", **report.plan.to_dict(), **front_rows(report)}
+
+
+def _report_at(
+    table: ReplayTable, thresholds: float | tuple[float, ...], exits: tuple[int, ...] | None
+) -> ExitReport:
+    """What the table says; a plan without exits is every exit at a bar that nothing passes."""
+    if exits == ():
+        return evaluate_at(table, (), positions=())
+    return evaluate_at(table, thresholds, positions=exits)
 
 
 def _replay(context: Context, data: ImageData, split: str, progress: bool) -> ReplayTable:

@@ -47,11 +47,13 @@ def export_network(
 
 def _bundle(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> dict[str, Any]:
     options, evaluated = context.task.options, context.of("evaluate")
+    planned = context.of("plan")
     report = export_checkpoint(
         ExportJob(
             checkpoint=context.network.path("checkpoint"),
             output=context.folder / "bundle",
-            split_exits=evaluated is not None,
+            split_exits=planned is not None or evaluated is not None,
+            plan=None if planned is None else planned.path("plan"),
             thresholds=None if evaluated is None else evaluated.figures["threshold"],
             target=options["target"],
             precision=options["precision"],

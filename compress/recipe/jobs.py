@@ -33,11 +33,11 @@ from compress.recipe.engine import (
     Context,
     Outcome,
     Work,
-    _files_are_whole,
-    _fingerprint,
-    _locked,
-    _read_json,
-    _run_one,
+    files_are_whole,
+    fingerprint_of,
+    locked,
+    read_json_file,
+    run_one,
 )
 from compress.recipe.plan import Task
 
@@ -116,7 +116,7 @@ def run_side_by_side(
     """
     with ExitStack() as locks:
         for run in runs:
-            locks.enter_context(_locked(run.folder))
+            locks.enter_context(locked(run.folder))
             for task in run.tasks if fresh else ():
                 shutil.rmtree(run.folder / task.name, ignore_errors=True)
         schedule = _Schedule(runs, executor, jobs=jobs, threads=threads)
@@ -189,7 +189,7 @@ class _Schedule:
     def _start(self, unit: _Unit) -> None:
         done, task, folder = self.outcomes[unit.run.folder], unit.task, unit.run.folder
         inputs = {name: done[name] for name in task.needs}
-        fingerprint = _fingerprint(task, inputs, unit.run.identity)
+        fingerprint = fingerprint_of(task, inputs, unit.run.identity)
         context = Context(task=task, folder=folder / task.name, inputs=inputs)
         found = _finished(context, fingerprint)
         if found is not None:
@@ -223,10 +223,8 @@ def _units(runs: Sequence[Run]) -> list[_Unit]:
 
 
 def _finished(context: Context, fingerprint: str) -> Outcome | None:
-    done = _read_json(context.folder / DONE)
-    if done.get("fingerprint") != fingerprint or not _files_are_whole(
-        context.folder, done["files"]
-    ):
+    done = read_json_file(context.folder / DONE)
+    if done.get("fingerprint") != fingerprint or not files_are_whole(context.folder, done["files"]):
         return None
     return Outcome(
         task=context.task, folder=context.folder, figures=done["figures"], fingerprint=fingerprint
@@ -249,7 +247,7 @@ def _perform(
         require("torch", "running recipes").set_num_threads(threads)
     try:
         with _task_lock(context.folder):
-            return _run_one(context, load_work()[context.task.kind], fingerprint, place)
+            return run_one(context, load_work()[context.task.kind], fingerprint, place)
     except CompressError as err:
         return err
 

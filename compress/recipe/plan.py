@@ -123,19 +123,31 @@ def _exits(chain: _Chain, step: Step) -> None:
         chain.add(step, f"exits/{_folder(name)}", needs=(source,), network=name)
 
 
-def _evaluate(chain: _Chain, step: Step) -> None:
-    dynamic = {network: task for network, task in chain.newest.items() if "dynn" in network}
-    if not dynamic:
-        raise UserInputError("step 'evaluate' has no early exits; expected `exits` before it")
-    for network, source in dynamic.items():
-        place = f"evaluate/{_folder(network)}"
+def _plan(chain: _Chain, step: Step) -> None:
+    for network, source in _dynamic(chain, step).items():
+        place = f"plan/{_folder(network)}"
         chain.add(step, place, needs=(source,), network=network, makes_checkpoint=False)
+
+
+def _evaluate(chain: _Chain, step: Step) -> None:
+    for network, source in _dynamic(chain, step).items():
+        place = f"evaluate/{_folder(network)}"
+        needs = (source, *chain.done(network, "plan"))
+        chain.add(step, place, needs=needs, network=network, makes_checkpoint=False)
+
+
+def _dynamic(chain: _Chain, step: Step) -> dict[str, str]:
+    """The networks with early exits, and the task with the newest checkpoint of each."""
+    found = {network: task for network, task in chain.newest.items() if "dynn" in network}
+    if not found:
+        raise UserInputError(f"step {step.kind!r} has no early exits; expected `exits` before it")
+    return found
 
 
 def _export(chain: _Chain, step: Step) -> None:
     for network, source in list(chain.newest.items()):
         place = f"export/{_folder(network)}"
-        needs = (source, *chain.done(network, "evaluate"))
+        needs = (source, *chain.done(network, "plan", "evaluate"))
         chain.add(step, place, needs=needs, network=network, makes_checkpoint=False)
 
 
@@ -156,6 +168,16 @@ def _compare(chain: _Chain, step: Step) -> None:
     chain.add(step, "compare", options=options, needs=tuple(task.name for task in chain.tasks))
 
 
+def _benchmark(chain: _Chain, step: Step) -> None:
+    options = {**_options(step), "history": chain.history, "newest": dict(chain.newest)}
+    needs = tuple(task.name for task in chain.tasks)
+    chain.add(step, "benchmark", options=options, needs=needs)
+
+
+def _report(chain: _Chain, step: Step) -> None:
+    chain.add(step, "report", needs=tuple(task.name for task in chain.tasks))
+
+
 def _folder(network: str) -> str:
     return network.removeprefix("slim ").replace(" ", "-")
 
@@ -171,8 +193,11 @@ _UNROLL: dict[str, Callable[[_Chain, Step], None]] = {
     "finetune": _finetune,
     "distil": _distil,
     "exits": _exits,
+    "plan": _plan,
     "evaluate": _evaluate,
     "export": _export,
     "dispatch": _dispatch,
     "compare": _compare,
+    "benchmark": _benchmark,
+    "report": _report,
 }

@@ -137,13 +137,31 @@ class ExitsOptions(ExitTrainingOptions):
     positions: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 
-class EvaluateOptions(StepOptions):
-    """Choose one threshold per dynamic network on calibration data, and report on test data.
+class PlanOptions(StepOptions):
+    """Choose exits and a threshold for each on calibration data, for every dynamic network.
 
-    The threshold of `sweep` with the least expected multiply-adds whose accuracy on the calibration
-    split is at most `max_drop` points below the whole network's.
+    Least expected multiply-adds at an accuracy at most `max_drop` points below the whole network's;
+    or best accuracy within `budget`, a share of them; or a guarantee that another class than the
+    whole network's is told for at most a share `risk` of the images, with `confidence`.
     """
 
+    max_drop: Annotated[float, Field(ge=0)] = 0.5
+    budget: Annotated[float, Field(gt=0)] | None = None
+    risk: Annotated[float, Field(gt=0, lt=1)] | None = None
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    method: Literal["pareto-testing", "fixed-sequence"] = "pareto-testing"
+    held_out: bool = True
+
+
+class EvaluateOptions(StepOptions):
+    """Report on test data what every dynamic network does with its exits.
+
+    They leave as a `plan` before this step says; else at `threshold`; else at the threshold of
+    `sweep` with the least expected multiply-adds whose accuracy on the calibration split is at most
+    `max_drop` points below the whole network's.
+    """
+
+    threshold: Annotated[float, Field(ge=0, le=1)] | None = None
     sweep: str = "0.3:0.95:0.05"
     max_drop: Annotated[float, Field(ge=0)] = 0.5
 
@@ -177,6 +195,19 @@ class DispatchOptions(StepOptions):
     """Dispatch the test images with every bundle, and compare all decisions with torch's."""
 
 
+class BenchmarkOptions(StepOptions):
+    """Measure all networks in turn: latency, memory, operations and, with a sensor, energy."""
+
+    images: Annotated[int, Field(ge=1)] = 64
+    seconds: Annotated[float, Field(gt=0)] = 10.0
+    idle_seconds: Annotated[float, Field(ge=0)] = 10.0
+    memory: bool = True
+
+
+class ReportOptions(StepOptions):
+    """Write report.html and MODEL_CARD.md of everything so far; the last step of a chain."""
+
+
 class CompareOptions(StepOptions):
     """Time all networks in turn and write the table."""
 
@@ -189,10 +220,13 @@ STEP_OPTIONS: dict[str, type[StepOptions]] = {
     "finetune": FinetuneOptions,
     "distil": DistilOptions,
     "exits": ExitsOptions,
+    "plan": PlanOptions,
     "evaluate": EvaluateOptions,
     "export": ExportOptions,
     "dispatch": DispatchOptions,
     "compare": CompareOptions,
+    "benchmark": BenchmarkOptions,
+    "report": ReportOptions,
 }
 
 

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from compress.checkpoint import load
+from compress.exits.plan import read_plan
 from compress.export.onnx_file import onnx_session, session_runner
 from compress.measure.latency import Latency, Subject, measure_latency
 from compress.measure.macs import count
 from compress.measure.versions import hardware, versions
-from compress.models.early_exit import GFNetDynn
+from compress.models.early_exit import GFNetDynn, with_exits
 from compress.recipe.engine import Context, Outcome
 from compress.recipe.plan import BASELINE
 from compress.runtime.dispatcher import Dispatcher
@@ -74,6 +75,12 @@ def _one_by_one(
     single = images.split(1)
     if not isinstance(model, GFNetDynn) or "evaluate" not in own:
         return lambda: [model(image) for image in single]
+    if "plan" in own:
+        plan = read_plan(own["plan"].path("plan"))
+        if not plan.exits:  # no exit pays
+            return lambda: [model(image) for image in single]
+        planned = with_exits(model, plan.exits)
+        return lambda: [planned.forward_early(image, plan.thresholds) for image in single]
     threshold = own["evaluate"].figures["threshold"]
     return lambda: [model.forward_early(image, threshold) for image in single]
 
@@ -120,6 +127,7 @@ def _history(own: dict[str, Outcome], all_outcomes: dict[str, dict[str, Outcome]
         row["acc1"] = made_by.figures["test"]["acc1"]
     if "evaluate" in own:
         row["exit_threshold"] = own["evaluate"].figures["threshold"]
+        row["planned"] = "plan" in own
         row["expected_macs"] = own["evaluate"].figures["test"]["expected_macs"]
     return row
 
@@ -131,6 +139,11 @@ def _number(value: float | None, form: str) -> str:
 def _macs(row: Row) -> float:
     """Multiply-adds of an image, on average where it may leave early."""
     return float(row["expected_macs"] if "expected_macs" in row else row["macs"])
+
+
+def _exit_threshold(row: Row) -> str:
+    """One for all exits; a plan has one for each, which its file tells."""
+    return "planned" if row.get("planned") else _number(row.get("exit_threshold"), "g")
 
 
 def _latency(row: Row, kind: str) -> str:
@@ -163,7 +176,7 @@ NETWORKS: tuple[Column, ...] = (
     ("network", lambda row, _: row["network"]),
     ("params", SIZE[1][1]),
     ("acc@1", lambda row, _: _number(row.get("acc1"), ".2f")),
-    ("threshold", lambda row, _: _number(row.get("exit_threshold"), "g")),
+    ("threshold", lambda row, _: _exit_threshold(row)),
     ("MACs", SIZE[0][1]),
     ("of base", lambda row, base: f"{_macs(row) / base['macs']:.1%}"),
     TIMES[0],

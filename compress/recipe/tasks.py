@@ -18,8 +18,9 @@ from compress.models.channel_kinds import resolve_kinds, with_scales
 from compress.models.early_exit import with_exits
 from compress.models.gfnet import GFNet
 from compress.recipe.engine import Context, Work
-from compress.recipe.exit_tasks import evaluate_exits
+from compress.recipe.exit_tasks import evaluate_exits, plan_task
 from compress.recipe.export_tasks import dispatch_bundle, export_network
+from compress.recipe.report_tasks import benchmark_networks, report_run
 from compress.recipe.schema import Recipe
 from compress.recipe.table import compare_networks, table_text
 from compress.slimming.job import SlimJob, slim_checkpoint
@@ -53,10 +54,13 @@ def work_of(recipe: Recipe, data: ImageData, *, progress: bool = True) -> dict[s
         "finetune": bound(_finetune),
         "distil": bound(_distil),
         "exits": bound(_exits),
+        "plan": bound(plan_task),
         "evaluate": bound(evaluate_exits),
         "export": bound(export_network),
         "dispatch": bound(dispatch_bundle),
         "compare": bound(_compare),
+        "benchmark": bound(benchmark_networks),
+        "report": bound(report_run),
     }
 
 

@@ -13,6 +13,7 @@ import pytest
 import compress
 from compress.recipe.schema import read_recipe
 from compress.run import main
+from compress.runtime.manifest import read_manifest
 
 RECIPE = Path("recipes/quickstart.yaml")
 
@@ -26,6 +27,9 @@ SHORT = [
     "--set", "exits.epochs=2",
     "--set", "exits.head_warmup_epochs=1",
     "--set", "compare.seconds=0.2",
+    "--set", "benchmark.seconds=0.2",
+    "--set", "benchmark.idle_seconds=0",
+    "--set", "benchmark.memory=false",
     "-q",
 ]  # fmt: skip
 
@@ -54,7 +58,8 @@ def test_table_holds_every_network(short_run, capsys):
     assert rows["distilled"]["params"] < rows["baseline"]["params"] < rows["dynn"]["params"]
     for name in ("dynn", "distilled dynn"):
         assert 0 < rows[name]["expected_macs"] <= rows[name]["macs"] * 1.01
-        assert 0.3 <= rows[name]["exit_threshold"] <= 1
+        assert rows[name]["planned"]
+        assert rows[name]["latency_ms"]["bundle"]["median"] > 0
 
 
 @pytest.mark.slow
@@ -75,6 +80,20 @@ def test_every_file_opens(short_run):
 
 
 @pytest.mark.slow
+def test_the_bundle_decides_as_torch_and_the_report_is_there(short_run):
+    for name in ("baseline", "dynn", "distilled-dynn"):
+        done = json.loads((short_run / "gfnet" / "dispatch" / name / "done.json").read_text())
+        figures = done["figures"]
+        assert figures["same_decisions"] == figures["images"] == 450
+    plan = json.loads((short_run / "gfnet" / "plan" / "dynn" / "plan.json").read_text())
+    manifest = read_manifest(short_run / "gfnet" / "export" / "dynn" / "bundle")
+    assert [segment.blocks[1] - 1 for segment in manifest.segments[:-1]] == plan["exits"]
+    assert manifest.thresholds == plan["thresholds"]
+    page = (short_run / "gfnet" / "report" / "report.html").read_text()
+    assert "optimal stopping" in page
+
+
+@pytest.mark.slow
 def test_a_killed_run_ends_like_an_undisturbed_one(short_run, tmp_path):
     command = [sys.executable, "-m", "compress", "run", *SHORT, "-o", str(tmp_path)]
     for seconds in (4, 6, 8, 10, 12, 14):
@@ -92,7 +111,7 @@ def test_dry_run_prints_the_plan_and_makes_nothing(tmp_path, capsys):
     assert main([*SHORT, "-o", str(tmp_path / "run"), "--dry-run"]) == 0
     plan = json.loads(capsys.readouterr().out)["plan"]
     assert plan[0]["options"]["epochs"] == 2
-    assert len(plan) == 27
+    assert len(plan) == 31
     assert not (tmp_path / "run").exists()
 
 
