@@ -107,7 +107,8 @@ def _tasks(run_dir: Path, chains: Sequence[str], notes: list[str]) -> list[TaskF
             continue
         name = plain("/".join(parts))
         if not (folder / "done.json").is_file():
-            notes.append(f"{name} is not finished, so it is left out.")
+            if place.kind != "report":  # which is being written
+                notes.append(f"{name} is not finished, so it is left out.")
             continue
         done = read_object(folder / "done.json", f"{name}/done.json", notes)
         found.append(

@@ -22,7 +22,7 @@ __all__ = [
 
 MAX_BYTES = 32 << 20
 MAX_ITEMS = 20_000  # of a list, and lines of a file
-MAX_TEXT = 200
+MAX_TEXT = 400
 MIN_NUMBER, MAX_NUMBER = 1e-30, 1e18
 
 
