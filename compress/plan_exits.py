@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--planner", choices=("search", "stopping", "uniform"), default="search", help=words)
     words = "choose by the images that found the front, too: cheaper, and flattered"
     add("--in-sample", action="store_true", help=words)
-    words = "JSON of costs measured on a device; true multiply-adds otherwise"
+    words = "costs or profile measured on a device, such as jetson_log_ucm (multiply-adds)"
     add("--costs", type=Path, metavar="FILE", help=words)
     words = "exits and threshold that somebody chose, such as 7,8,9:0.8, to lay beside"
     add("--hand-made", metavar="BLOCKS:T", help=words)

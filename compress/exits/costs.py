@@ -23,8 +23,22 @@ from compress.exits.json_values import count_of, items_of, number_of, object_of,
 from compress.exits.plan import UNITS
 from compress.exits.replay import ReplayTable
 from compress.files import check_readable
+from compress.measure.device_profile import FORMAT as PROFILE_FORMAT
+from compress.measure.device_profile import (
+    PER,
+    DeviceProfile,
+    read_device_profile,
+    shipped_profiles,
+)
 
-__all__ = ["ExitCosts", "costs_from_file", "costs_from_table", "expected_cost"]
+__all__ = [
+    "ExitCosts",
+    "costs_from_file",
+    "costs_from_profile",
+    "costs_from_table",
+    "expected_cost",
+    "read_costs",
+]
 
 FORMAT = "compress.costs/1"
 MAX_BYTES = 1 << 20
@@ -139,6 +153,57 @@ def costs_from_file(path: Path, table: ReplayTable) -> ExitCosts:
             f"{','.join(map(str, table.positions))}; measure this network"
         )
     return costs
+
+
+def costs_from_profile(profile: DeviceProfile, table: ReplayTable) -> ExitCosts:
+    """Return milliseconds of an image on a device, from the times of its operations.
+
+    Every block takes the same, every exit check too; what an image does once, and what leaving
+    early takes, is counted with the first segment, and what the final head takes more, with the
+    last. So the cost of an image is that of `compress.measure.prediction.predict`.
+
+    Args:
+        profile: by operations; one by segments does not tell exit checks apart.
+        table: of a network whose blocks are those of the profile.
+
+    Raises:
+        UserInputError: the profile is by segments, or gives costs that cannot be.
+    """
+    if not profile.operations:
+        raise UserInputError(
+            f"device profile {profile.name} tells segments, and a plan needs exit checks apart "
+            "from blocks; expected one by operations, as the benchmark saves it of a checkpoint"
+        )
+    ms = {per: sum(o.ms for o in profile.operations if o.per == per) for per in PER}
+    blocks = np.diff([-1, *table.positions, table.depth - 1]).astype(np.float64)
+    segments = blocks * ms["block"]
+    segments[0] += ms["image"] + profile.outside_ms + ms["early"]
+    segments[-1] += ms["final"] - ms["early"]
+    return ExitCosts(
+        segments=segments,
+        checks=np.full(table.exits, ms["exit"]),
+        unit="ms",
+        source=f"{profile.name}: {profile.device}",
+    )
+
+
+def read_costs(source: Path, table: ReplayTable) -> ExitCosts:
+    """Read measured costs from a file of costs, a device profile, or a shipped profile's name.
+
+    Raises:
+        UserInputError: as `costs_from_file` and `costs_from_profile`.
+    """
+    if str(source) in shipped_profiles() or _is_profile(source):
+        return costs_from_profile(read_device_profile(source), table)
+    return costs_from_file(source, table)
+
+
+def _is_profile(path: Path) -> bool:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8")[:MAX_BYTES])
+    except (OSError, ValueError, RecursionError):  # which the reader of costs tells about
+        return False
+    return isinstance(value, dict) and value.get("format") == PROFILE_FORMAT
 
 
 def _parse(value: Mapping[str, Any]) -> tuple[tuple[int, ...], ExitCosts]:

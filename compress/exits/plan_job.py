@@ -9,7 +9,7 @@ from compress.checkpoint import model_from_checkpoint, read_checkpoint
 from compress.data.image_data import ImageData, Preprocessing
 from compress.data.spec import load_data
 from compress.errors import UnsupportedModelError, UserInputError
-from compress.exits.costs import ExitCosts, costs_from_file, costs_from_table
+from compress.exits.costs import ExitCosts, costs_from_table, read_costs
 from compress.exits.guarantee import Risk
 from compress.exits.plan import ExitPlan, Objective, write_plan
 from compress.exits.planner import measure_plan, plan_exits, plan_with_guarantee
@@ -44,7 +44,8 @@ class PlanJob:
         method: of the guarantee, "pareto-testing" or "fixed-sequence".
         planner: whose point is taken: "search", "stopping" or "uniform".
         held_out: choose by other images than those that found the front.
-        costs: file of measured costs; None takes true multiply-adds.
+        costs: file of measured costs, a device profile, or the name of a shipped one; None takes
+            true multiply-adds.
         hand_made: blocks and thresholds that somebody chose, to lay beside.
         test: also measure the plan on the test split of `data`.
         device: where to run a checkpoint.
@@ -154,7 +155,7 @@ def plan_network(job: PlanJob) -> PlanReport:
         raise UserInputError("expected exactly one of a drop, a budget and a risk")
     tables = _tables(job)
     table = tables[CALIBRATION]
-    costs = costs_from_table(table) if job.costs is None else costs_from_file(job.costs, table)
+    costs = costs_from_table(table) if job.costs is None else read_costs(job.costs, table)
     hand_made = None if job.hand_made is None else hand_made_settings(table, *job.hand_made)
     front = plan_front(table, costs, hand_made=hand_made)
     plan = _plan(job, table, costs, front)

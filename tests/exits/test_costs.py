@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,9 +8,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compress.errors import UserInputError
-from compress.exits.costs import ExitCosts, costs_from_file, costs_from_table, expected_cost
+from compress.exits.costs import (
+    ExitCosts,
+    costs_from_file,
+    costs_from_profile,
+    costs_from_table,
+    expected_cost,
+    read_costs,
+)
 from compress.exits.replay import decide
 from compress.exits.sweep import evaluate_at
+from compress.measure.device_profile import (
+    DeviceProfile,
+    read_device_profile,
+    write_device_profile,
+)
+from compress.measure.prediction import predict
 from tests.exits.tables import random_table
 
 
@@ -104,3 +118,24 @@ def test_files_that_are_no_costs(content, tmp_path):
     path.write_text(content)
     with pytest.raises(UserInputError, match=r"costs\.json"):
         costs_from_file(path, random_table(5, 2, 3, 0))
+
+
+def test_a_device_profile_costs_what_its_prediction_says():
+    """The log's Jetson: any decisions cost in sum what `predict` finds by another way."""
+    table = replace(random_table(50, 3, 3, 0), positions=(3, 4, 6), depth=12)
+    profile = read_device_profile("jetson_log_resisc45")
+    costs = costs_from_profile(profile, table)
+    taken = np.random.default_rng(0).integers(0, 4, size=50)
+    counts = np.bincount(taken, minlength=4)
+    wanted = predict(profile, counts.tolist(), positions=(3, 4, 6, 11)).latency_ms
+    assert expected_cost(costs, taken, np.arange(3)) == pytest.approx(wanted, rel=1e-9)
+    assert read_costs(Path("jetson_log_resisc45"), table).unit == "ms"
+
+
+def test_a_profile_by_segments_does_not_tell_checks_apart(tmp_path):
+    profile = DeviceProfile(
+        name="mine", device="d", network="n", source="s", segments_ms=(1.0, 2.0)
+    )
+    write_device_profile(profile, tmp_path / "profile.json")
+    with pytest.raises(UserInputError, match="expected one by operations"):
+        read_costs(tmp_path / "profile.json", random_table(5, 1, 3, 0))

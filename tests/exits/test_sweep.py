@@ -125,12 +125,20 @@ def test_bad_sweeps(text):
         parse_sweep(text)
 
 
+def test_without_exits_all_images_reach_the_final_head():
+    table = random_table(20, 3, 5, 0)
+    report = evaluate_at(table, (), positions=())
+    assert report.counts == (20,)
+    assert report.correct == (int(table.correct[:, -1].sum()),)
+    assert report.macs_share == 1
+
+
 def test_bad_thresholds_and_exits():
     table = random_table(4, 3, 5, 0)
     for bars in (1.1, -0.1, float("nan"), [0.5, 0.5]):
         with pytest.raises(UserInputError, match="threshold"):
             evaluate_at(table, bars)
     # Out of order, thresholds that are given one each would go to the wrong exits.
-    for positions in ([0, 0], [3], [-1], [], [1, 0]):
+    for positions in ([0, 0], [3], [-1], [1, 0]):
         with pytest.raises(UserInputError, match="--exits is"):
             evaluate_at(table, 0.5, positions=positions)
