@@ -15,6 +15,7 @@ from compress.exits.plan import ExitPlan, Objective, write_plan
 from compress.exits.planner import measure_plan, plan_exits, plan_with_guarantee
 from compress.exits.points import PlanFront, PlanPoint, hand_made_settings, plan_front
 from compress.exits.replay import ReplayTable, Source, fill_replay, load_replay
+from compress.files import check_readable
 from compress.measure.versions import hardware, versions
 from compress.models.early_exit import GFNetDynn
 from compress.training.teacher import recorded_image_size
@@ -231,6 +232,7 @@ def replay_of(
 
 
 def _tables(job: PlanJob) -> dict[str, ReplayTable]:
+    check_readable(job.source, "checkpoint or replay table")
     if job.source.suffix == TABLE:
         return {CALIBRATION: load_replay(job.source)}
     if job.data is None:

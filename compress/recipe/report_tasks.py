@@ -23,7 +23,9 @@ def benchmark_networks(
     for network, tasks in options["history"].items():
         own = {kind: context.inputs[name] for kind, name in tasks.items()}
         checkpoint = context.inputs[options["newest"][network]].path("checkpoint")
-        subjects.append(SubjectSpec(path=checkpoint, name=network, **_exits_of(own)))
+        exits = _exits_of(own)
+        if exits is not None:
+            subjects.append(SubjectSpec(path=checkpoint, name=network, **exits))
         if "export" in own and "bundle" in own["export"].figures:
             bundle = own["export"].path("bundle")
             subjects.append(SubjectSpec(path=bundle, name=f"{network} (bundle)"))
@@ -42,11 +44,14 @@ def benchmark_networks(
     return figures
 
 
-def _exits_of(own: dict[str, Outcome]) -> dict[str, Any]:
-    """At which exits and thresholds a network is deployed."""
+def _exits_of(own: dict[str, Outcome]) -> dict[str, Any] | None:
+    """At which exits and thresholds a network is deployed; None where a plan found none that pay.
+
+    Such a network is deployed without heads and gates, which its checkpoint still has.
+    """
     if "plan" in own:
         plan = read_plan(own["plan"].path("plan"))
-        return {"exits": plan.exits, "thresholds": plan.thresholds}
+        return {"exits": plan.exits, "thresholds": plan.thresholds} if plan.exits else None
     if "evaluate" in own:
         return {"thresholds": own["evaluate"].figures["threshold"]}
     return {}

@@ -200,7 +200,7 @@ class BenchmarkOptions(StepOptions):
 
     images: Annotated[int, Field(ge=1)] = 64
     seconds: Annotated[float, Field(gt=0)] = 10.0
-    idle_seconds: Annotated[float, Field(ge=0)] = 10.0
+    idle_seconds: Annotated[float, Field(gt=0)] = 10.0
     memory: bool = True
 
 

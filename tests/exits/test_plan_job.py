@@ -155,6 +155,8 @@ def test_what_cannot_be_planned_is_told(checkpoint, digits, tmp_path):
                 objective=Objective(kind="budget", value=0.5),
             )
         )
+    with pytest.raises(UserInputError, match=r"nowhere.pth does not exist"):
+        plan_network(job(tmp_path / "nowhere.pth", None))
     with pytest.raises(UserInputError, match="give --data SPEC"):
         plan_network(job(checkpoint, None))
     plain = GFNet(image_size=16, patch_size=4, width=8, depth=2, num_classes=10)

@@ -28,7 +28,7 @@ SHORT = [
     "--set", "exits.head_warmup_epochs=1",
     "--set", "compare.seconds=0.2",
     "--set", "benchmark.seconds=0.2",
-    "--set", "benchmark.idle_seconds=0",
+    "--set", "benchmark.idle_seconds=0.1",
     "--set", "benchmark.memory=false",
     "-q",
 ]  # fmt: skip
