@@ -10,7 +10,7 @@ run: $(READY)
 	$(BIN)/python -m compress run recipes/quickstart.yaml
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(READY)
 	$(BIN)/python tools/tensorrt_fixtures.py
