@@ -174,11 +174,15 @@ class Exits:
 
 @dataclass(frozen=True, kw_only=True)
 class Front:
-    """Accuracy against cost that several methods reach, by the name of the method."""
+    """Accuracy against cost that several methods reach, by the name of the method.
+
+    `held_out` says that the chosen point was counted on images that did not shape it.
+    """
 
     network: str
     series: tuple[tuple[str, tuple[Point, ...]], ...]
     chosen: Point | None = None
+    held_out: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from compress.report.charts import Bar, Series, bars, histogram, lines
 from compress.report.facts import Chain, Curve, Epoch, Exits, Front, Point, Profile, Slim
@@ -19,6 +20,10 @@ __all__ = [
     "widths_figure",
 ]
 
+HELD_OUT = (
+    "On calibration images. The chosen plan was counted on other images than those which its "
+    "thresholds were found on, the curves on all of them."
+)
 MORE_EPOCHS = 500  # a line of more has no more to show at this width
 
 
@@ -117,7 +122,8 @@ def front_figure(found: Front) -> Figure | None:
         for slot, (method, points) in enumerate(found.series)
     ]
     series.append(_mark("chosen", found.chosen, len(series)))
-    return _against_cost([each for each in series if each.points], found.network)
+    figure = _against_cost([each for each in series if each.points], found.network)
+    return replace(figure, note=HELD_OUT) if figure and found.held_out else figure
 
 
 def profile_figure(profile: Profile) -> Figure | None:

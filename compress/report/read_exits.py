@@ -38,7 +38,12 @@ def read_front(task: TaskFiles) -> Front | None:
             series.append((text_in(each, "method"), points))
     if not series:
         return None
-    return Front(network=task.network, series=tuple(series), chosen=_chosen(task))
+    return Front(
+        network=task.network,
+        series=tuple(series),
+        chosen=_chosen(task),
+        held_out=object_in(task.figures, "accuracy").get("held_out") is True,
+    )
 
 
 def read_plan(task: TaskFiles) -> Plan | None:

@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compress.report.charts import Bar, Series, bars, histogram, lines
+from compress.report.facts import Front, Point
+from compress.report.figures import front_figure
 from compress.report.numbers import (
     bytes_text,
     change_text,
@@ -128,3 +130,11 @@ def test_rounded_numbers_are_near(value):
     power = power.translate(str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789"))
     read = float(digits) * 10.0 ** int(power or 0) if abs(value) > 1e-300 else value
     assert math.isclose(read, value, rel_tol=6e-3, abs_tol=1e-300)
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_a_front_says_where_its_chosen_point_was_counted(held_out):
+    point = Point(cost_share=0.5, acc1=96.0)
+    front = Front(network="dynn", series=(("search", (point,)),), chosen=point, held_out=held_out)
+    figure = front_figure(front)
+    assert ("counted on other images" in figure.note) is held_out
