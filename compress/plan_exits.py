@@ -73,6 +73,11 @@ def _parser() -> argparse.ArgumentParser:
 def _work(options: argparse.Namespace) -> int:
     if options.bundle is not None:
         return _recalibrate(options)
+    if options.budget_ms is not None and options.costs is None:
+        raise UserInputError(
+            "--budget-ms was given without --costs; expected measured milliseconds to count in, such "
+            "as a profile of python -m compress.benchmark --save-profile"
+        )
     output = options.output or options.source.with_suffix(".plan.json")
     check_output(output, force=options.force)
     from compress.exits.plan_job import plan_network

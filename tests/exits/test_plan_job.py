@@ -194,6 +194,7 @@ def test_the_door_prints_the_plan_and_its_front(checkpoint, tables, capsys, tmp_
         pytest.param(["--hand-made", "0,1"], 3, "--hand-made is", id="no-threshold"),
         pytest.param(["--hand-made", "5:0.5"], 3, "expected some of 0,1", id="no-such-exit"),
         pytest.param(["--costs", "none.json"], 3, "none.json", id="costs"),
+        pytest.param(["--budget-ms", "4"], 3, "without --costs", id="milliseconds"),
         pytest.param(["--bundle", "b"], 3, "expected --data SPEC", id="bundle"),
     ],
 )
