@@ -75,8 +75,8 @@ def _work(options: argparse.Namespace) -> int:
         return _recalibrate(options)
     if options.budget_ms is not None and options.costs is None:
         raise UserInputError(
-            "--budget-ms was given without --costs; expected measured milliseconds to count in, such "
-            "as a profile of python -m compress.benchmark --save-profile"
+            "--budget-ms was given without --costs; expected measured milliseconds, such as a "
+            "profile of python -m compress.benchmark --save-profile"
         )
     output = options.output or options.source.with_suffix(".plan.json")
     check_output(output, force=options.force)
