@@ -5,6 +5,8 @@ step; otherwise there is one process, and all of this does nothing. Only the mai
 files.
 """
 
+import atexit
+import functools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -84,7 +86,23 @@ def make_accelerator(config: TrainingConfig, device: str | None) -> Any:
         raise _cannot(config.mixed_precision, str(err)) from err
     if config.mixed_precision != "no" and not accelerator.native_amp:  # fp16 on a CPU, unnoticed
         raise _cannot(config.mixed_precision, str(accelerator.device))
+    if accelerator.num_processes > 1:
+        _leave_group_at_exit()
     return accelerator
+
+
+@functools.cache
+def _leave_group_at_exit() -> None:
+    """Leave the process group before the interpreter ends, once a process.
+
+    Its threads abort a process that ends while they still run, after all work was done.
+    """
+
+    def leave() -> None:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    atexit.register(leave)
 
 
 def on_main(accelerator: Any, work: Callable[[], T]) -> T:
