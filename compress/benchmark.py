@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from compress.cli import HelpFormatter, add_common_options, parse_numbers, print_json, run_door
+from compress.cli import HelpFormatter, add_common_options, parse_numbers, print_report, run_door
 
 __all__ = ["main"]
 
@@ -111,10 +111,7 @@ def _work(options: argparse.Namespace) -> int:
             progress=not options.quiet,
         )
     )
-    if options.json:
-        print_json(report.to_dict())
-    else:
-        print(report.to_text())
+    print_report(report, as_json=options.json)
     return 0
 
 

@@ -12,7 +12,15 @@ from typing import Any, Callable, List, Optional, Tuple
 
 from compress.errors import CompressError, ToolchainError, UserInputError
 
-__all__ = ["HelpFormatter", "add_common_options", "parse_numbers", "print_json", "run_door"]
+__all__ = [
+    "HelpFormatter",
+    "add_common_options",
+    "one_or_each",
+    "parse_numbers",
+    "print_json",
+    "print_report",
+    "run_door",
+]
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -39,6 +47,19 @@ def parse_numbers(text: Optional[str], option: str, kind: type) -> Optional[Tupl
         return tuple(kind(part) for part in text.split(","))
     except ValueError as err:
         raise UserInputError(f"{option} is {text!r}; expected numbers, such as 7,8,9") from err
+
+
+def one_or_each(numbers: Optional[Tuple[Any, ...]]) -> Any:
+    """Return the number of (0.8,), which means all exits alike; what else was given, as it is."""
+    return numbers[0] if numbers is not None and len(numbers) == 1 else numbers
+
+
+def print_report(report: Any, *, as_json: bool) -> None:
+    """Print a report on stdout, by its `to_dict` or its `to_text`."""
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        print(report.to_text())
 
 
 def run_door(

@@ -5,9 +5,9 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import List, Optional, Tuple, Union
+from typing import List, Optional
 
-from compress.cli import HelpFormatter, add_common_options, parse_numbers, run_door
+from compress.cli import HelpFormatter, add_common_options, one_or_each, parse_numbers, run_door
 from compress.errors import UserInputError
 from compress.runtime.backends import BACKENDS
 from compress.runtime.dispatcher import Dispatcher
@@ -61,7 +61,7 @@ def _work(options: argparse.Namespace) -> None:
     with Dispatcher(
         options.bundle,
         None if options.backend == "auto" else options.backend,
-        thresholds=_thresholds(options.thresholds),
+        thresholds=one_or_each(parse_numbers(options.thresholds, "--thresholds", float)),
         threads=options.threads,
     ) as dispatcher:
         largest = dispatcher.backend.max_batch
@@ -74,11 +74,6 @@ def _work(options: argparse.Namespace) -> None:
         raise UserInputError(
             f"{tally.errors} of {tally.images} images have errors; see their lines"
         )
-
-
-def _thresholds(text: Optional[str]) -> Union[float, Tuple[float, ...], None]:
-    bars = parse_numbers(text, "--thresholds", float)
-    return bars[0] if bars and len(bars) == 1 else bars
 
 
 def _classify(dispatcher: Dispatcher, files: List[Path], options: argparse.Namespace) -> Tally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from compress.cli import HelpFormatter, add_common_options, print_json, run_door
+from compress.cli import HelpFormatter, add_common_options, print_report, run_door
 
 __all__ = ["main"]
 
@@ -33,10 +33,7 @@ def _work(options: argparse.Namespace) -> int:
     from compress.measure.doctor import diagnose
 
     found = diagnose()
-    if options.json:
-        print_json(found.to_dict())
-    else:
-        print(found.to_text())
+    print_report(found, as_json=options.json)
     return 0
 
 

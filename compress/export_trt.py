@@ -4,7 +4,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from compress.cli import HelpFormatter, add_common_options, parse_numbers, print_json, run_door
+from compress.cli import (
+    HelpFormatter,
+    add_common_options,
+    one_or_each,
+    parse_numbers,
+    print_report,
+    run_door,
+)
 
 __all__ = ["main"]
 
@@ -84,7 +91,7 @@ def _work(options: argparse.Namespace) -> int:
             output=options.output or checkpoint_bundle(checkpoint),
             split_exits=options.split_exits,
             exits=exits,
-            thresholds=thresholds[0] if thresholds and len(thresholds) == 1 else thresholds,
+            thresholds=one_or_each(thresholds),
             plan=options.plan,
             target=options.target,
             precision=options.precision,
@@ -104,10 +111,7 @@ def _work(options: argparse.Namespace) -> int:
     )
     if options.triton is not None:
         write_triton(report.bundle, options.triton, force=options.force)
-    if options.json:
-        print_json(report.to_dict())
-    else:
-        print(report.to_text())
+    print_report(report, as_json=options.json)
     return 0
 
 

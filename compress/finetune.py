@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from compress.cli import HelpFormatter, add_common_options, print_json, run_door
+from compress.cli import HelpFormatter, add_common_options, print_report, run_door
 from compress.errors import UserInputError
 from compress.finetune_options import (
     add_distillation,
@@ -83,10 +83,7 @@ def _work(options: argparse.Namespace) -> int:
     report = _trained(options) if options.exits is None else _with_exits(options)
     if report is None:  # not the main process
         return 0
-    if options.json:
-        print_json(report.to_dict())
-    else:
-        print(report.to_text())
+    print_report(report, as_json=options.json)
     return 0
 
 

@@ -5,7 +5,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compress.cli import HelpFormatter, add_common_options, parse_numbers, print_json, run_door
+from compress.cli import (
+    HelpFormatter,
+    add_common_options,
+    one_or_each,
+    parse_numbers,
+    print_json,
+    run_door,
+)
 from compress.errors import UserInputError
 from compress.files import check_output
 
@@ -151,7 +158,7 @@ def _hand_made(text: str | None) -> tuple[tuple[int, ...], float | tuple[float, 
     thresholds = parse_numbers(bars or "x", "--hand-made", float)
     if exits is None or thresholds is None:
         raise UserInputError(f"--hand-made is {text!r}; expected BLOCKS:T, such as 7,8,9:0.8")
-    return exits, thresholds[0] if len(thresholds) == 1 else thresholds
+    return exits, one_or_each(thresholds)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress.export.deployed_form import deployed_form, in_half
 from compress.export.graph import graph_from_module
@@ -22,7 +22,7 @@ from compress.measure.exit_macs import exit_check_macs
 from compress.models.early_exit import GFNetDynn
 from compress.runtime.manifest import Segment
 
-__all__ = ["SegmentFiles", "segments_of", "write_segments"]
+__all__ = ["SegmentFiles", "write_segments"]
 
 INT8_IMAGES = 128  # of calibration; more moved no scale on the data at hand
 
@@ -42,21 +42,6 @@ class SegmentFiles:
     opset: int
     reference: tuple[SegmentModule, ...]
     notes: dict[str, Any]
-
-
-def segments_of(source: ExportSource, precision: str) -> tuple[list[SegmentModule], Any]:
-    """Return the segments of a network as they are exported, and their network.
-
-    Args:
-        source: an opened checkpoint.
-        precision: "fp16" halves the weights; other precisions start from float32.
-    """
-    network = deployed_form(source.model)
-    if precision == "fp16":
-        network = in_half(network)
-    whole = not source.thresholds
-    shape = tuple(source.images.shape[1:])
-    return split_network(network, shape, len(source.classes), whole=whole), network
 
 
 def write_segments(
@@ -84,8 +69,9 @@ def write_segments(
         UnsupportedModelError: torch, the target or the quantiser cannot handle a segment.
         ToolchainError: a package is missing.
     """
-    reference, network = segments_of(source, "fp32")
-    exported = reference if precision != "fp16" else segments_of(source, "fp16")[0]
+    network = deployed_form(source.model)
+    reference = _split(source, network)
+    exported = _split(source, in_half(network)) if precision == "fp16" else reference
     examples = _inputs(reference, source.images[:2])
     feeds = None if calibration is None else _inputs(reference, calibration[:INT8_IMAGES])
     notes: dict[str, Any] = {}
@@ -96,8 +82,11 @@ def write_segments(
         graph = _float_graph(module, examples[i], target, max_batch)
         kept, gain = precision, None
         if precision == "int8" and feeds is not None:
-            graph, gain = _int8_graph(graph, module, feeds[i], target, keep_int8, max_batch)
-            kept = "fp32" if gain is not None and gain <= 1 and not keep_int8 else "int8"
+            int8, gain = _int8_graph(graph, module, feeds[i], target, max_batch)
+            if gain is None or gain > 1 or keep_int8:
+                graph = int8
+            else:
+                kept = "fp32"
         check_lint(graph, target)
         path = folder / f"segment_{i}.onnx"
         path.write_bytes(graph.SerializeToString(deterministic=True))
@@ -109,6 +98,11 @@ def write_segments(
     return SegmentFiles(
         segments=tuple(written), opset=target.opset, reference=tuple(reference), notes=notes
     )
+
+
+def _split(source: ExportSource, network: nn.Module) -> list[SegmentModule]:
+    shape = tuple(source.images.shape[1:])
+    return split_network(network, shape, len(source.classes), whole=not source.thresholds)
 
 
 def _float_graph(module: SegmentModule, example: Tensor, target: Target, max_batch: int) -> Any:
@@ -130,10 +124,9 @@ def _int8_graph(
     module: SegmentModule,
     images: Tensor,
     target: Target,
-    keep: bool,
     max_batch: int,
 ) -> tuple[Any, float | None]:
-    """Return the int8 form, or the float one where it is as fast; and the gain, where measured.
+    """Return the int8 form, and how many times faster it is, where that is measured.
 
     Only ONNX Runtime's speed can be measured on any machine; for a device, int8 is what was asked.
     """
@@ -143,8 +136,7 @@ def _int8_graph(
     found = quantised(graph, feeds, float_weights=target.int8_float_weights)
     if target.name != "onnxruntime":
         return found, None
-    gain = faster_than(found, graph, feeds[0])
-    return (found if keep or gain > 1 else graph), gain
+    return found, faster_than(found, graph, feeds[0])
 
 
 @torch.inference_mode()

@@ -1,6 +1,8 @@
 """From a checkpoint file to a bundle that is checked against torch before it is kept."""
 
+import functools
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -187,12 +189,13 @@ def export_checkpoint(job: ExportJob) -> ExportReport:
             calibration=_calibration_images(job, source),
         )
         manifest = _manifest(job, source, files)
-        manifest, recalibration = _recalibrated(job, source, manifest, folder)
+        write_manifest(manifest, folder)  # with which the files can be replayed
+        replay = functools.cache(lambda: _bundle_table(job, source, folder))  # one pass at most
+        manifest, recalibration = _recalibrated(job, source, manifest, replay)
         parity = _parity(source, files, manifest, folder)
         check_parity(parity, job.precision, tolerance=job.tolerance)
         manifest = replace(manifest, parity=parity.to_dict())
-        write_manifest(manifest, folder)
-        manifest = _with_reference_rates(job, source, manifest, folder)
+        manifest = _with_reference_rates(source, manifest, replay)
         write_manifest(manifest, folder)
         engines, next_step = _engines(job, folder)
         sizes = tuple((folder / segment.file).stat().st_size for segment in manifest.segments)
@@ -255,32 +258,35 @@ def _manifest(job: ExportJob, source: ExportSource, files: SegmentFiles) -> Mani
     )
 
 
+def _bundle_table(job: ExportJob, source: ExportSource, folder: Path) -> ReplayTable:
+    """What the files of a bundle say of the calibration split; thresholds have no part in it."""
+    if source.data is None:
+        raise TypeError("a table needs images")
+    split = source.data.splits[CALIBRATION]
+    return replay_bundle(folder, split, _origin(source, source.data), progress=job.progress)
+
+
 def _recalibrated(
-    job: ExportJob, source: ExportSource, manifest: Manifest, folder: Path
+    job: ExportJob,
+    source: ExportSource,
+    manifest: Manifest,
+    replay: Callable[[], ReplayTable],
 ) -> tuple[Manifest, Recalibration | None]:
     """Move thresholds that quantisation shifted the scores of, so that as many images leave."""
     if job.precision != "int8" or not source.thresholds or source.data is None:
         return manifest, None
-    write_manifest(manifest, folder)
-    before = _torch_table(job, source)
-    after = replay_bundle(
-        folder, source.data.splits[CALIBRATION], before.source, progress=job.progress
-    )
-    found = recalibrated(before, after, source.thresholds)
+    found = recalibrated(_torch_table(job, source), replay(), source.thresholds)
     notes = {**manifest.notes, "recalibration": found.to_dict()}
     return replace(manifest.with_thresholds(found.thresholds), notes=notes), found
 
 
 def _with_reference_rates(
-    job: ExportJob, source: ExportSource, manifest: Manifest, folder: Path
+    source: ExportSource, manifest: Manifest, replay: Callable[[], ReplayTable]
 ) -> Manifest:
     """Note what the bundle does on calibration data, which a monitor compares a stream with."""
     if source.data is None or source.preprocessing is None or manifest.exits == 0:
         return manifest
-    origin = _origin(source, source.data)
-    split = source.data.splits[CALIBRATION]
-    table = replay_bundle(folder, split, origin, progress=job.progress)
-    rates = reference_rates(table, manifest.thresholds)
+    rates = reference_rates(replay(), manifest.thresholds)
     return replace(manifest, notes={**manifest.notes, "calibration": rates.to_dict()})
 
 
