@@ -134,11 +134,13 @@ def _check(manifest: Manifest, split: Split, source: Source, size: int) -> Prepr
 
 
 def _check_fit(manifest: Manifest, split: Split, source: Source) -> None:
-    side = split.source.image_size
-    if manifest.image.shape != (3, side, side):
+    given, wanted = (
+        "x".join(map(str, shape)) for shape in (split.source.shape, manifest.image.shape)
+    )
+    if given != wanted:
         raise UserInputError(
-            f"the images of {source.data} are {side}x{side}, but {manifest.name} takes "
-            f"{'x'.join(map(str, manifest.image.shape[1:]))}; load the data at that size"
+            f"the images of {source.data} are {given}, but {manifest.name} takes {wanted}; load "
+            "the data at that size"
         )
     classes = len(manifest.classes)
     if int(split.labels.max()) >= classes:
