@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from compress.data.image_data import Split
 from compress.errors import CompressError, UserInputError
 from compress.exits.replay import ReplayTable, Source, decide
+from compress.progress import progress_bar
 from compress.runtime.backend import Backend
 from compress.runtime.backends import open_backend
 from compress.runtime.manifest import Manifest, read_manifest
 from compress.runtime.preprocessing import Preprocessing
 from compress.runtime.reference_rates import ReferenceRates
-from compress.training.progress import progress_bar
 
 __all__ = ["CHECK_MACS", "reference_rates", "replay_bundle"]
 
