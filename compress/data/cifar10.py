@@ -23,6 +23,7 @@ from compress.errors import UserInputError
 
 __all__ = ["load_cifar10"]
 
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of the 50,000 training images
 SIDE = 32
 PIXELS = 3 * SIDE * SIDE
 RECORDS = 10_000  # in every file of either distribution
@@ -46,7 +47,13 @@ class _Distribution:
     read_names: Callable[[bytes, str], tuple[str, ...]]
 
 
-def load_cifar10(folder: Path, *, image_size: int | None = None, seed: int = 0) -> ImageData:
+def load_cifar10(
+    folder: Path,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    preprocessing: Preprocessing | None = None,
+    seed: int = 0,
+) -> ImageData:
     """Return CIFAR-10 from a folder that holds either distribution.
 
     Unpacked files are looked for in `folder` and in the folder that the tarball unpacks to; failing
@@ -55,12 +62,14 @@ def load_cifar10(folder: Path, *, image_size: int | None = None, seed: int = 0) 
     Args:
         folder: where the distribution lies.
         image_size: side, pixels; 32 by default, other sizes are resized as they are read.
+        preprocessing: how the images are prepared, in place of the default at `image_size`.
         seed: seed of the split of the training images.
 
     Raises:
         UserInputError: the folder holds no whole distribution, or a file is damaged.
     """
-    preprocessing = _preprocessing(SIDE if image_size is None else image_size)
+    if preprocessing is None:
+        preprocessing = Preprocessing.of_size(SIDE if image_size is None else image_size, MEAN, STD)
     images, labels, classes = _read(folder)
     positions = stratified_split(labels[: 5 * RECORDS], SHARES, seed)
     positions["test"] = np.arange(5 * RECORDS, 6 * RECORDS, dtype=np.int64)
@@ -76,18 +85,8 @@ def load_cifar10(folder: Path, *, image_size: int | None = None, seed: int = 0) 
     )
 
 
-def _preprocessing(image_size: int) -> Preprocessing:
-    return Preprocessing(
-        image_size=image_size,
-        resize="pillow-bicubic",
-        resize_size=image_size,
-        mean=(0.4914, 0.4822, 0.4465),  # of the 50,000 training images
-        std=(0.2470, 0.2435, 0.2616),
-    )
-
-
 def _source(images: torch.Tensor, preprocessing: Preprocessing) -> ImageSource:
-    if preprocessing.image_size == SIDE:
+    if preprocessing.shape == (3, SIDE, SIDE) and preprocessing.resize_size == SIDE:
         return MemorySource(images)
     return ResizingSource(images, preprocessing)
 

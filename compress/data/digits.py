@@ -12,6 +12,7 @@ from compress.data.image_data import ImageData, Preprocessing, assemble
 from compress.data.pictures import MemorySource, in_threads, prepare
 from compress.data.splits import stratified_split
 from compress.optional import require
+from compress.runtime.pictures import with_channels
 
 __all__ = ["load_digits"]
 
@@ -19,18 +20,26 @@ DEFAULT_SIZE = 32
 SHARES = {"train": 50, "validation": 10, "calibration": 15, "test": 25}
 
 
-def load_digits(*, image_size: int | None = None, seed: int = 0) -> ImageData:
+def load_digits(
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    preprocessing: Preprocessing | None = None,
+    seed: int = 0,
+) -> ImageData:
     """Return the digits, split 50 / 10 / 15 / 25 % class by class.
 
     Args:
         image_size: side that the 8x8 images are resized to, pixels; 32 by default.
+        preprocessing: how the images are prepared, in place of the default at `image_size`.
         seed: seed of the split.
 
     Raises:
         UserInputError: `image_size` is below 1.
         ToolchainError: scikit-learn or Pillow is missing.
     """
-    preprocessing = _preprocessing(DEFAULT_SIZE if image_size is None else image_size)
+    if preprocessing is None:
+        size = DEFAULT_SIZE if image_size is None else image_size
+        preprocessing = Preprocessing.of_size(size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     bunch = require("sklearn.datasets", "the digits").load_digits()
     grey = np.rint(bunch.images * (255 / 16)).astype(np.uint8)  # (N, 8, 8)
     labels = bunch.target.astype(np.int64)
@@ -48,20 +57,11 @@ def load_digits(*, image_size: int | None = None, seed: int = 0) -> ImageData:
     )
 
 
-def _preprocessing(image_size: int) -> Preprocessing:
-    return Preprocessing(
-        image_size=image_size,
-        resize="pillow-bicubic",
-        resize_size=image_size,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-    )
-
-
 def _resized(grey: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
     pillow = require("PIL.Image", "resizing images")
-    return np.stack(
-        in_threads(
-            lambda pixels: prepare(pillow.fromarray(pixels).convert("RGB"), preprocessing), grey
-        )
-    )
+
+    def resized(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        image = with_channels(pillow.fromarray(pixels), preprocessing.channels)
+        return prepare(image, preprocessing)
+
+    return np.stack(in_threads(resized, grey))

@@ -15,7 +15,7 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,13 +50,20 @@ class _Inspection:
     damage: str | None
 
 
-def load_folder(folder: Path, *, image_size: int | None = None, seed: int = 0) -> ImageData:
+def load_folder(
+    folder: Path,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    preprocessing: Preprocessing | None = None,
+    seed: int = 0,
+) -> ImageData:
     """Return the images under `folder`, decoded as they are asked for.
 
     Args:
         folder: holds the class folders, or one folder that does.
         image_size: side, pixels; 224 by default. The shorter side is resized to 256/224 of it,
             then the centre is cut out.
+        preprocessing: how the images are prepared, in place of the default at `image_size`.
         seed: seed of the split.
 
     Raises:
@@ -64,7 +71,8 @@ def load_folder(folder: Path, *, image_size: int | None = None, seed: int = 0) -
             damaged: up to five are named, the rest counted.
         ToolchainError: Pillow or tqdm is missing.
     """
-    preprocessing = _preprocessing(DEFAULT_SIZE if image_size is None else image_size)
+    if preprocessing is None:
+        preprocessing = _preprocessing(DEFAULT_SIZE if image_size is None else image_size)
     root = _root_of(folder)
     parts = _parts(root, seed)
     classes = tuple(parts)
@@ -90,14 +98,10 @@ def load_folder(folder: Path, *, image_size: int | None = None, seed: int = 0) -
     )
 
 
-def _preprocessing(image_size: int) -> Preprocessing:
-    return Preprocessing(
-        image_size=image_size,
-        resize="pillow-bicubic",
-        resize_size=int(256 / 224 * image_size),
-        mean=(0.485, 0.456, 0.406),  # of ImageNet, which published backbones were trained on
-        std=(0.229, 0.224, 0.225),
-    )
+def _preprocessing(image_size: int | tuple[int, int]) -> Preprocessing:
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+    whole = Preprocessing.of_size(image_size, mean, std)
+    return replace(whole, resize_size=int(256 / 224 * min(whole.size)), untouched_at_size=True)
 
 
 def _root_of(folder: Path) -> Path:

@@ -24,6 +24,7 @@ from compress.runtime.pictures import (
     pillow,
     prepare,
     read_picture,
+    with_channels,
 )
 
 __all__ = [
@@ -78,7 +79,8 @@ class ResizingSource:
         return _stack(in_threads(self._resize, pixels))
 
     def _resize(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return prepare(pillow().fromarray(pixels), self.preprocessing)
+        image = with_channels(pillow().fromarray(pixels), self.preprocessing.channels)
+        return prepare(image, self.preprocessing)
 
 
 class FileSource:
