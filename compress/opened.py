@@ -190,7 +190,7 @@ def opened(path: Path, checkpoint: Checkpoint, opening: Opening) -> Opened:
     if opening.head_positions is not None:
         _check_positions(model, opening.head_positions, path)
     size = opening.size or (recorded.size if recorded else None) or built_for(model)
-    if recorded is not None and size != recorded.size:
+    if recorded is not None and size is not None and size != recorded.size:
         if not opening.retrain and built_for(model) is None:
             raise UserInputError(
                 f"--image-size is {_times(size)}, but {path} records {_times(recorded.size)}; "
