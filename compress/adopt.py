@@ -114,9 +114,9 @@ def _classes(text: str | None) -> tuple[str, ...] | None:
     names = [name.strip() for name in names]
     bad = [name for name in names if not name or not name.isprintable()]
     if bad or len(set(names)) < len(names) or len(names) < 2:
-        why = (
-            f"{bad[0]!r} is no name" if bad else f"{len(names)} names, {len(set(names))} different"
-        )
+        why = f"{len(names)} names, {len(set(names))} different"
+        if bad:
+            why = f"{bad[0]!r} is no name"
         raise UserInputError(
             f"--classes {text[:80]}: {why}; expected a file with one name a line, or a,b,c, all "
             "different"

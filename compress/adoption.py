@@ -1,4 +1,4 @@
-"""Make a foreign checkpoint describe itself: what its images are, how they are prepared, its classes.
+"""Make a foreign checkpoint describe itself: its images, how they are prepared, its classes.
 
 What was known only to the person who trained the network is written into a checkpoint of our own
 layout, once; every later command takes it from there.
@@ -134,9 +134,9 @@ class AdoptReport:
         """Return the figures for a console."""
         size = "x".join(map(str, self.preprocessing.shape))
         names = "unnamed" if self.classes is None else _shortened(self.classes)
+        cost = f"{self.counts.params / 1e6:.4g} M parameters, {self.counts.macs / 1e6:.4g} M"
         lines = [
-            f"{self.network}: {self.counts.params / 1e6:.4g} M parameters, "
-            f"{self.counts.macs / 1e6:.4g} M multiply-adds at {size}",
+            f"{self.network}: {cost} multiply-adds at {size}",
             f"images:  {self.preprocessing.describe()}",
             f"classes: {self.outputs}, {names}",
         ]
