@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from compress.errors import UnsupportedModelError, UserInputError
-from compress.models.state_names import confirmed, shape_of
+from compress.models.state_names import WAY_OUT, confirmed, shape_of
 
 __all__ = ["MobileNetV2", "mobilenet_v2_config"]
 
@@ -192,8 +192,7 @@ def _read_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
     if blocks != BLOCKS:
         raise UnsupportedModelError(
             f"the names are those of a MobileNetV2, but it has {blocks} blocks; expected the "
-            f"published {BLOCKS}, because shapes do not tell strides; for a network of your own "
-            "give the function that builds it with --model module:factory"
+            f"published {BLOCKS}, because shapes do not tell strides; {WAY_OUT}"
         )
     expand = [f"features.{i}.conv.1.0.weight" in state for i in range(1, blocks + 1)]
     stem_width, in_channels, *_ = _convolution(state, "features.0.0")
@@ -228,7 +227,9 @@ def _check_config(config: Mapping[str, Any]) -> None:
     names = ("num_classes", "stem_width", "stem_stride", "last_width", "in_channels")
     for count in [*widths, *hidden, *config["strides"], *(config[name] for name in names)]:
         if not isinstance(count, int) or not 1 <= count <= MAX_WIDTH:
-            raise UserInputError(f"a size of the MobileNetV2 is {count!r}; expected 1 to {MAX_WIDTH}")
+            raise UserInputError(
+                f"a size of the MobileNetV2 is {count!r}; expected 1 to {MAX_WIDTH}"
+            )
     arriving = [config["stem_width"], *widths[:-1]]
     for i, (width_in, width) in enumerate(zip(arriving, widths, strict=True)):
         if config["residual"][i] and (width_in != width or config["strides"][i] != 1):
@@ -238,6 +239,6 @@ def _check_config(config: Mapping[str, Any]) -> None:
             )
         if not config["expand"][i] and hidden[i] != width_in:
             raise UserInputError(
-                f"block {i} of the MobileNetV2 does not expand, but has {hidden[i]} hidden channels "
-                f"of {width_in}; expected equal numbers"
+                f"block {i} of the MobileNetV2 does not expand, but has {hidden[i]} hidden "
+                f"channels of {width_in}; expected equal numbers"
             )

@@ -8,7 +8,6 @@ A network that was slimmed is the same class with other widths.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -176,7 +175,7 @@ class ResNet(nn.Module):
 
     @property
     def display_name(self) -> str:
-        """The name that people use, by depth: "resnet50", "resnext50"; counts layers with weights."""
+        """The name that people use, by the number of layers: "resnet50", "resnext50"."""
         blocks = [inner for stage in self.config["block_widths"] for inner in stage]
         depth = 2 + sum(len(inner) + 1 for inner in blocks)
         return f"{'resnet' if self.config['groups'] == 1 else 'resnext'}{depth}"
@@ -273,6 +272,6 @@ def _check_shortcuts(config: Mapping[str, Any]) -> None:
     for i, projected in enumerate(config["projections"]):
         if not projected and widths[i + 1] < widths[i]:
             raise UserInputError(
-                f"stage {i + 1} of the ResNet has {widths[i + 1]} channels after {widths[i]} and no "
-                "projection; expected at least as many as before, or a projection"
+                f"stage {i + 1} of the ResNet has {widths[i + 1]} channels after {widths[i]} and "
+                "no projection; expected at least as many as before, or a projection"
             )

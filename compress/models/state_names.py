@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from compress.errors import UnsupportedModelError, UserInputError
 
-__all__ = ["confirmed", "shape_of"]
+__all__ = ["WAY_OUT", "confirmed", "shape_of"]
 
 WAY_OUT = "for a network of your own give the function that builds it with --model module:factory"
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from compress.errors import UnsupportedModelError
 
-__all__ = ["convolutions", "infer_vgg_config", "infer_vgg_variant_config"]
+__all__ = ["infer_vgg_config", "infer_vgg_variant_config"]
 
 LINEARS_APART = 3  # in torchvision's classifier: linear, ReLU, dropout
 
@@ -23,7 +23,7 @@ def infer_vgg_config(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
     Raises:
         UnsupportedModelError: a VGG, but without BatchNorm or with a layout of its own.
     """
-    convs = convolutions(state, "features")
+    convs = _convolutions(state, "features")
     linears = _classifier_layers(state, dims=2)
     torchvisions = linears == [LINEARS_APART * i for i in range(len(linears))]
     if not convs or not linears or not torchvisions or _classifier_layers(state, dims=1):
@@ -50,12 +50,12 @@ def infer_vgg_variant_config(state: Mapping[str, Tensor]) -> dict[str, Any] | No
     Raises:
         UnsupportedModelError: a VGG, but without BatchNorm or with a layout of its own.
     """
-    prefix = next((name for name in ("features", "feature") if convolutions(state, name)), None)
+    prefix = next((name for name in ("features", "feature") if _convolutions(state, name)), None)
     linears = _classifier_layers(state, dims=2)
     is_single = "classifier.weight" in state and state["classifier.weight"].dim() == 2
     if prefix is None or not (linears or is_single):
         return None
-    convs = convolutions(state, prefix)
+    convs = _convolutions(state, prefix)
     widths = _infer_widths(state, convs, prefix)
     first, last = (
         ("classifier", "classifier")
@@ -71,10 +71,11 @@ def infer_vgg_variant_config(state: Mapping[str, Tensor]) -> dict[str, Any] | No
         "features": prefix,
         "last_pool": prefix == "features",
         "head": None if is_single else _infer_head(state, linears[-1]),
+        "hidden": [len(state[f"classifier.{i}.weight"]) for i in linears[:-1]],
     }
 
 
-def convolutions(state: Mapping[str, Tensor], prefix: str) -> list[int]:
+def _convolutions(state: Mapping[str, Tensor], prefix: str) -> list[int]:
     """Return the places of the convolutions in the sequence that is called `prefix`."""
     return sorted(
         int(match[1])
@@ -125,18 +126,18 @@ def _side(features: int, channels: int, layer: str) -> int:
     return side
 
 
-def _infer_head(state: Mapping[str, Tensor], last: int) -> list[str | int]:
+def _infer_head(state: Mapping[str, Tensor], last: int) -> list[str]:
     """Name the layers of the classifier before its last.
 
     Layers without tensors do not show. The first such place behind a linear layer, or behind the
     BatchNorm that follows it at once, is a ReLU; any other is a dropout.
     """
-    head: list[str | int] = []
+    head: list[str] = []
     is_linear = False  # since the last ReLU
     for i in range(last):
         weight = state.get(f"classifier.{i}.weight")
         if weight is not None:
-            head.append(len(weight) if weight.dim() == 2 else "norm")
+            head.append("linear" if weight.dim() == 2 else "norm")
             is_linear = is_linear or weight.dim() == 2
         else:
             head.append("relu" if is_linear else "dropout")

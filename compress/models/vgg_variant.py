@@ -26,8 +26,9 @@ class VGGVariant(nn.Module):
     Args:
         widths: channels per convolution, one sequence a stage: ((64, 64), (128, 128), …).
         num_classes: length of the logits.
-        head: layers of `classifier` before its last: a width for a linear layer, "norm", "relu" or
-            "dropout"; None where `classifier` is the only linear layer itself.
+        head: layers of `classifier` before its last: "linear", "norm", "relu" or "dropout"; None
+            where `classifier` is the only linear layer itself.
+        hidden: widths of those that are linear.
         in_channels: channels of the image.
         pooled: side of the map that the linear layers read, made by adaptive average pooling.
         conv_bias: whether convolutions have a bias.
@@ -50,7 +51,8 @@ class VGGVariant(nn.Module):
         *,
         widths: Sequence[Sequence[int]],
         num_classes: int,
-        head: Sequence[str | int] | None = None,
+        head: Sequence[str] | None = None,
+        hidden: Sequence[int] = (),
         in_channels: int = 3,
         pooled: int = 1,
         conv_bias: bool = True,
@@ -63,6 +65,7 @@ class VGGVariant(nn.Module):
             "widths": [list(stage) for stage in widths],
             "num_classes": num_classes,
             "head": None if head is None else list(head),
+            "hidden": list(hidden),
             "in_channels": in_channels,
             "pooled": pooled,
             "conv_bias": conv_bias,
@@ -133,14 +136,16 @@ def _features(config: Mapping[str, Any]) -> nn.Sequential:
 def _classifier(config: Mapping[str, Any]) -> nn.Module:
     layers: list[nn.Module] = []
     width_in = config["widths"][-1][-1] * config["pooled"] ** 2
-    for layer in config["head"] or ():
-        if isinstance(layer, int):
-            layers.append(nn.Linear(width_in, layer))
-            width_in = layer
-        elif layer == "norm":
+    hidden = iter(config["hidden"])
+    for kind in config["head"] or ():
+        if kind == "linear":
+            width = next(hidden)
+            layers.append(nn.Linear(width_in, width))
+            width_in = width
+        elif kind == "norm":
             layers.append(nn.BatchNorm1d(width_in))
         else:
-            layers.append(nn.ReLU() if layer == "relu" else nn.Dropout(config["dropout"]))
+            layers.append(nn.ReLU() if kind == "relu" else nn.Dropout(config["dropout"]))
     last = nn.Linear(width_in, config["num_classes"])
     return last if config["head"] is None else nn.Sequential(*layers, last)
 
@@ -149,14 +154,17 @@ def _check_config(config: Mapping[str, Any]) -> None:
     if not config["widths"] or not all(config["widths"]):
         raise UserInputError("a VGG needs at least one stage, and a convolution in each")
     head = config["head"] or []
-    unknown = [x for x in head if isinstance(x, str) and x not in ("norm", "relu", "dropout")]
-    if unknown or config["features"] not in ("features", "feature"):
+    is_known = set(head) <= {"linear", "norm", "relu", "dropout"}
+    if not is_known or head.count("linear") != len(config["hidden"]):
         raise UserInputError(
-            f"features is {config['features']!r} and head {config['head']}; expected 'features' or "
-            "'feature', and a list of widths, 'norm', 'relu' and 'dropout'"
+            f"the head of the VGG is {config['head']} with widths {config['hidden']}; expected "
+            "'linear', 'norm', 'relu' and 'dropout', and a width for each that is linear"
         )
-    counts = [config["num_classes"], config["in_channels"], config["pooled"]]
-    counts += [x for x in head if not isinstance(x, str)]
+    if config["features"] not in ("features", "feature"):
+        raise UserInputError(
+            f"features of the VGG is {config['features']!r}; expected 'features' or 'feature'"
+        )
+    counts = [config["num_classes"], config["in_channels"], config["pooled"], *config["hidden"]]
     counts += [width for stage in config["widths"] for width in stage]
     for count in counts:
         if not isinstance(count, int) or not 1 <= count <= MAX_WIDTH:
