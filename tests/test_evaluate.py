@@ -6,6 +6,7 @@ import torch
 
 import compress
 from compress import opened
+from compress.exits import evaluation
 from compress.data.image_data import Split
 from compress.data.spec import load_data
 from compress.evaluate import main

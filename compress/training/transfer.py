@@ -10,6 +10,7 @@ from compress.errors import UnsupportedModelError, UserInputError
 from compress.models import ARCHITECTURES, build
 from compress.models.gfnet import GFNET_VARIANTS, GFNet
 from compress.models.image_size import for_image_size
+from compress.models.published import PUBLISHED
 from compress.models.vgg import VGG_DEPTHS, vgg_bn
 
 __all__ = ["build_student", "network_names", "transferred"]
@@ -77,7 +78,7 @@ def build_student(spec: str, *, num_classes: int, image_size: int | tuple[int, i
 
 def network_names() -> tuple[str, ...]:
     """Return the names that `build_student` knows."""
-    return (*GFNET_VARIANTS, *VGG_NAMES, *ARCHITECTURES)
+    return tuple(dict.fromkeys((*GFNET_VARIANTS, *VGG_NAMES, *PUBLISHED, *ARCHITECTURES)))
 
 
 def _with_new_heads(model: nn.Module, num_classes: int) -> nn.Module:
@@ -97,6 +98,9 @@ def _configuration(name: str) -> tuple[str, dict[str, Any]]:
     if name in VGG_NAMES:
         with torch.device("meta"):  # only its widths are read
             return "vgg", vgg_bn(VGG_NAMES[name]).config
+    if name in PUBLISHED:
+        arch, config = PUBLISHED[name]
+        return arch, dict(config)
     if name in ARCHITECTURES:
         return name, {}
     raise UserInputError(

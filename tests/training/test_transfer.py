@@ -64,7 +64,7 @@ def test_other_classes_replace_the_heads_and_nothing_else(name: str) -> None:
 def test_a_network_that_fits_is_given_back(name: str) -> None:
     model = networks()[name]
     assert transferred(model) is model
-    assert transferred(model, num_classes=10, image_size=16) is model
+    assert transferred(model, num_classes=10, image_size=(16, 16)) is model
 
 
 def test_a_new_head_follows_the_seed() -> None:
