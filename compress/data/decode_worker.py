@@ -20,7 +20,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from compress.runtime.pictures import MOST_BYTES, DamagedPictureError, open_picture, prepare
+from compress.runtime.pictures import (
+    MOST_BYTES,
+    DamagedPictureError,
+    open_picture,
+    prepare,
+    wanted_side,
+    with_channels,
+)
 from compress.runtime.preprocessing import Preprocessing
 
 __all__ = ["Decoded", "Run", "Task", "decode_runs"]
@@ -125,13 +132,13 @@ def _content(path: str) -> bytes:
     return content
 
 
-def _wanted(preprocessing: Preprocessing | None) -> int:
-    return 1 if preprocessing is None else preprocessing.resize_size
+def _wanted(preprocessing: Preprocessing | None) -> int | None:
+    return 1 if preprocessing is None else wanted_side(preprocessing)
 
 
 def _pixels(image: Any, preprocessing: Preprocessing | None) -> "np.ndarray | None":
     if preprocessing is not None:
-        return prepare(image if image.mode == "RGB" else image.convert("RGB"), preprocessing)
+        return prepare(with_channels(image, preprocessing.channels), preprocessing)
     if image.format != "PNG":
         image.draft("RGB", (1, 1))  # JPEG alone: an eighth of its size shows any truncation too
         image.load()

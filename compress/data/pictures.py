@@ -40,7 +40,7 @@ Result = TypeVar("Result")
 
 
 class MemorySource:
-    """Images that lie in memory at their final size, (N, 3, S, S) uint8."""
+    """Images that lie in memory at their final size, (N, C, H, W) uint8."""
 
     lazy = False
 
@@ -48,12 +48,13 @@ class MemorySource:
         self.stored = images
 
     @property
-    def image_size(self) -> int:
-        """Side of the images, pixels."""
-        return self.stored.shape[-1]
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of an image, (C, H, W)."""
+        channels, height, width = self.stored.shape[1:]
+        return channels, height, width
 
     def read(self, positions: Tensor) -> Tensor:
-        """Return the uint8 images at `positions` (B,), as (B, 3, S, S)."""
+        """Return the uint8 images at `positions` (B,), as (B, C, H, W)."""
         return self.stored[positions].contiguous()
 
 
@@ -67,12 +68,12 @@ class ResizingSource:
         self.preprocessing = preprocessing
 
     @property
-    def image_size(self) -> int:
-        """Side of the images, pixels."""
-        return self.preprocessing.image_size
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of an image, (C, H, W)."""
+        return self.preprocessing.shape
 
     def read(self, positions: Tensor) -> Tensor:
-        """Return the uint8 images at `positions` (B,), as (B, 3, S, S)."""
+        """Return the uint8 images at `positions` (B,), as (B, C, H, W)."""
         pixels = self.stored[positions].permute(0, 2, 3, 1).contiguous().numpy()  # (B, H, H, 3)
         return _stack(in_threads(self._resize, pixels))
 
@@ -90,12 +91,12 @@ class FileSource:
         self.preprocessing = preprocessing
 
     @property
-    def image_size(self) -> int:
-        """Side of the images, pixels."""
-        return self.preprocessing.image_size
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of an image, (C, H, W)."""
+        return self.preprocessing.shape
 
     def read(self, positions: Tensor) -> Tensor:
-        """Return the uint8 images at `positions` (B,), as (B, 3, S, S).
+        """Return the uint8 images at `positions` (B,), as (B, C, H, W).
 
         Raises:
             UserInputError: a file is gone or cannot be decoded; it is named.

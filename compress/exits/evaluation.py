@@ -24,10 +24,10 @@ from compress.exits.replay import (
 from compress.exits.report import Evaluation
 from compress.exits.sweep import ExitReport, evaluate_at, parse_sweep, sweep, whole_network
 from compress.files import write_json
+from compress.measure.accuracy import Accuracy, evaluate_accuracy
 from compress.measure.macs import count
 from compress.models.early_exit import GFNetDynn, check_exit_positions
 from compress.runtime.thresholds import check_thresholds
-from compress.training.accuracy import Accuracy, evaluate_accuracy
 from compress.training.job import check_classes
 from compress.training.teacher import recorded_image_size
 from compress.training.transfer import transferred

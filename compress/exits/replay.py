@@ -28,11 +28,11 @@ from torch import Tensor
 from compress.data.image_data import Split
 from compress.errors import CompressError, UserInputError
 from compress.files import check_readable, replacing
+from compress.measure.accuracy import evaluation_mode
 from compress.measure.exit_macs import exit_check_macs, macs_per_exit
 from compress.models.early_exit import GFNetDynn
+from compress.progress import progress_bar
 from compress.runtime.thresholds import check_thresholds
-from compress.training.accuracy import evaluation_mode
-from compress.training.progress import progress_bar
 
 __all__ = [
     "ReplayTable",

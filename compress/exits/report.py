@@ -9,9 +9,9 @@ from compress.exits.calibration import ExitCalibration, GatedCalibration, Oracle
 from compress.exits.log_text import deployment_block, sweep_block
 from compress.exits.replay import Source
 from compress.exits.sweep import ExitReport
+from compress.measure.accuracy import Accuracy
 from compress.measure.macs import ModelCounts
 from compress.measure.versions import hardware, versions
-from compress.training.accuracy import Accuracy
 
 __all__ = ["Evaluation"]
 

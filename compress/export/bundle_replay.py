@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from compress.data.image_data import Split
 from compress.errors import CompressError, UserInputError
 from compress.exits.replay import ReplayTable, Source, decide
+from compress.progress import progress_bar
 from compress.runtime.backend import Backend
 from compress.runtime.backends import open_backend
 from compress.runtime.manifest import Manifest, read_manifest
 from compress.runtime.preprocessing import Preprocessing
 from compress.runtime.reference_rates import ReferenceRates
-from compress.training.progress import progress_bar
 
 __all__ = ["CHECK_MACS", "reference_rates", "replay_bundle"]
 
@@ -134,11 +134,13 @@ def _check(manifest: Manifest, split: Split, source: Source, size: int) -> Prepr
 
 
 def _check_fit(manifest: Manifest, split: Split, source: Source) -> None:
-    side = split.source.image_size
-    if manifest.image.shape != (3, side, side):
+    given, wanted = (
+        "x".join(map(str, shape)) for shape in (split.source.shape, manifest.image.shape)
+    )
+    if given != wanted:
         raise UserInputError(
-            f"the images of {source.data} are {side}x{side}, but {manifest.name} takes "
-            f"{'x'.join(map(str, manifest.image.shape[1:]))}; load the data at that size"
+            f"the images of {source.data} are {given}, but {manifest.name} takes {wanted}; load "
+            "the data at that size"
         )
     classes = len(manifest.classes)
     if int(split.labels.max()) >= classes:

@@ -14,6 +14,7 @@ from compress.data.augment import Augment, AugmentConfig
 from compress.data.image_data import ImageData
 from compress.errors import UserInputError
 from compress.files import sha256_of, write_json, write_text
+from compress.measure.accuracy import evaluate_accuracy
 from compress.models.channel_kinds import resolve_kinds, with_scales
 from compress.models.early_exit import with_exits
 from compress.models.gfnet import GFNet
@@ -26,7 +27,6 @@ from compress.recipe.table import compare_networks, table_text
 from compress.slimming.job import SlimJob, slim_checkpoint
 from compress.slimming.slim import SlimOptions
 from compress.slimming.sparsity import gamma_sparsity, save_gamma_histogram
-from compress.training.accuracy import evaluate_accuracy
 from compress.training.config import TrainingConfig
 from compress.training.distillation import distillation
 from compress.training.distillation_config import DistillationConfig

@@ -260,9 +260,9 @@ def _check_consistent(manifest: Manifest) -> None:
     if image.name != "image" or image.dtype != "float32" or len(image.shape) != 3:
         raise ValueError(f"the first segment takes {image.name} {list(image.shape)}")
     if manifest.preprocessing is not None:
-        size = manifest.preprocessing.image_size
-        if image.shape != (3, size, size):
-            raise ValueError(f"images of {list(image.shape)}, preprocessing to {size} pixels")
+        prepared = manifest.preprocessing.shape
+        if image.shape != prepared:
+            raise ValueError(f"images of {list(image.shape)}, preprocessing to {list(prepared)}")
     carried = image
     for segment in manifest.segments:
         wanted = ("logits",) if segment is last else ("hidden", "logits", "gate")

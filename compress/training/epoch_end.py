@@ -9,7 +9,7 @@ from torch import nn
 
 from compress.checkpoint import save
 from compress.errors import CompressError
-from compress.training.accuracy import Accuracy, evaluate_accuracy
+from compress.measure.accuracy import Accuracy, evaluate_accuracy
 from compress.training.meter import REMEDY, check_finite
 from compress.training.processes import gathered, on_main
 from compress.training.run import Run

@@ -17,10 +17,10 @@ from compress.data.image_data import ImageData
 from compress.data.spec import load_data
 from compress.errors import UnsupportedModelError, UserInputError
 from compress.files import write_json
+from compress.measure.accuracy import Accuracy, evaluate_accuracy
 from compress.measure.versions import versions
 from compress.models.early_exit import GFNetDynn, with_exits
 from compress.models.gfnet import GFNet
-from compress.training.accuracy import Accuracy, evaluate_accuracy
 from compress.training.exit_config import ExitTrainingConfig
 from compress.training.exit_outcomes import (
     ExitOutcomes,

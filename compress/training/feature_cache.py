@@ -26,13 +26,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from compress.data.prefetch import LabelledSplit, prefetched
 from compress.errors import CompressError, UserInputError
 from compress.files import write_json
+from compress.measure.accuracy import evaluation_mode
 from compress.models.early_exit import GFNetDynn
-from compress.training.accuracy import evaluation_mode
-from compress.training.batches import TrainingData, TrainingSplit, prefetched
+from compress.progress import progress_bar
+from compress.training.batches import TrainingData
 from compress.training.exit_phases import is_exit_parameter
-from compress.training.progress import progress_bar
 
 __all__ = ["FeatureData", "FeatureSplit", "backbone_sha256", "cached_features", "tensors_sha256"]
 
@@ -49,7 +50,7 @@ Features = NDArray[np.float16]
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSplit:
-    """Cached features in place of images, as a `TrainingSplit`.
+    """Cached features in place of images, as a `LabelledSplit`.
 
     Attributes:
         features: (N, E+1, D) or (N, E+1, 2, D) float16, mapped from the disk.
@@ -241,7 +242,7 @@ class _Cache:
 def _computed(
     model: GFNetDynn,
     data: TrainingData,
-    split: TrainingSplit,
+    split: LabelledSplit,
     chunks: Sequence[Tensor],
     workers: int,
 ) -> Features:

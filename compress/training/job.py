@@ -17,8 +17,8 @@ from compress.data.image_data import ImageData
 from compress.data.spec import load_data
 from compress.errors import UserInputError
 from compress.files import write_json
+from compress.measure.accuracy import Accuracy, evaluate_accuracy
 from compress.slimming.sparsity import gamma_sparsity, save_gamma_histogram
-from compress.training.accuracy import Accuracy, evaluate_accuracy
 from compress.training.config import TrainingConfig
 from compress.training.distillation import distillation
 from compress.training.distillation_config import DistillationConfig

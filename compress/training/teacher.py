@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from compress.checkpoint import Checkpoint, model_from_checkpoint, read_checkpoint
 from compress.data.image_data import ImageData, Preprocessing
 from compress.errors import UserInputError
-from compress.training.accuracy import Accuracy, evaluate_accuracy
+from compress.measure.accuracy import Accuracy, evaluate_accuracy
 
 __all__ = ["Teacher", "load_teacher", "recorded_image_size", "teacher_from"]
 

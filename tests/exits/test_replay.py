@@ -8,9 +8,9 @@ import torch
 from compress.data.spec import load_data
 from compress.errors import CompressError, UserInputError
 from compress.exits.replay import decide, fill_replay, load_replay, save_replay
+from compress.measure.accuracy import evaluate_accuracy
 from compress.measure.exit_macs import macs_per_exit
 from compress.models.early_exit import GFNetDynn, with_exits
-from compress.training.accuracy import evaluate_accuracy
 from tests.exits.tables import SOURCE, random_table
 
 

@@ -243,7 +243,7 @@ def test_segments_that_do_not_move_on(tmp_path):
     ("split", "options", "words"),
     [
         pytest.param(split_of(0), {}, "calibration split of made up is empty", id="no images"),
-        pytest.param(split_of(size=6), {}, "are 6x6, but made by hand takes 4x4", id="size"),
+        pytest.param(split_of(size=6), {}, "are 3x6x6, but made by hand takes 3x4x4", id="size"),
         pytest.param(split_of(classes=5), {}, "labels up to 4", id="classes"),
         pytest.param(split_of(), {"batch_size": 5}, "from 1 to 4 images", id="batch"),
         pytest.param(split_of(), {"batch_size": 0}, "from 1 to 4 images", id="no batch"),

@@ -96,7 +96,7 @@ def test_a_manifest_that_cannot_be_is_refused_in_one_sentence(bundle, change, me
 
 def test_preprocessing_to_another_size_is_refused(bundle):
     square = Preprocessing(16, "pillow-bicubic", 16, (0.5,) * 3, (0.5,) * 3)
-    with pytest.raises(UserInputError, match=r"images of \[1, 2, 4\], preprocessing to 16 pixels"):
+    with pytest.raises(UserInputError, match=r"\[1, 2, 4\], preprocessing to \[3, 16, 16\]"):
         read_manifest(altered(bundle, put("preprocessing", square.to_dict())))
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import compress.training.loop as loop
 from compress.errors import CompressError, UnsupportedModelError, UserInputError
-from compress.training.accuracy import evaluate_accuracy
+from compress.measure.accuracy import evaluate_accuracy
 from compress.training.batches import Batch
 from compress.training.loop import TrainingResult, fit
 from compress.training.objectives import objective_of, with_gamma_penalty

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compress.data.prefetch import LabelledSplit, prefetched
 from compress.errors import CompressError, UserInputError
-from compress.training.batches import TrainingSplit, prefetched
-from compress.training.progress import progress_bar
+from compress.progress import progress_bar
 
 __all__ = ["Accuracy", "evaluate_accuracy", "evaluation_mode"]
 
@@ -65,7 +65,7 @@ class Accuracy:
 
 def evaluate_accuracy(
     model: nn.Module,
-    split: TrainingSplit,
+    split: LabelledSplit,
     normalize: Callable[[Tensor], Tensor],
     *,
     batch_size: int = 256,
@@ -121,7 +121,7 @@ def _bar(batches: int, show: bool) -> Any:
 
 
 def _loaded(
-    split: TrainingSplit, chunks: Sequence[Tensor], workers: int
+    split: LabelledSplit, chunks: Sequence[Tensor], workers: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     return prefetched(lambda indices: (indices, split.images(indices)), chunks, workers=workers)
 
