@@ -82,16 +82,13 @@ def decode_runs(task: Task, runs: Iterable[Run]) -> Iterator[list[Decoded]]:
     """Decode the files of each run, write their pixels, and yield what is known of them."""
     given = task.preprocessing
     preprocessing = None if given is None else Preprocessing.from_dict(given)
-    output = None if task.output is None else open(task.output, "r+b", buffering=0)
-    try:
+    with contextlib.ExitStack() as stack:
+        output = task.output and stack.enter_context(open(task.output, "r+b", buffering=0))
         for run in runs:
             found = [_decode(path, preprocessing) for path in run.paths]
-            if output is not None and all(pixels is not None for _, pixels in found):
+            if output and all(pixels is not None for _, pixels in found):
                 _write(output, task.start, run.first, [pixels for _, pixels in found])
             yield [decoded for decoded, _ in found]
-    finally:
-        if output is not None:
-            output.close()
 
 
 def _decode(path: str, preprocessing: Preprocessing | None) -> tuple[Decoded, Any]:
@@ -146,7 +143,7 @@ def _pixels(image: Any, preprocessing: Preprocessing | None) -> "np.ndarray | No
 
 
 def _write(file: BinaryIO, start: int, first: int, pixels: Sequence[Any]) -> None:
-    content = memoryview(np.stack(pixels)).cast("B")
+    content = np.stack(pixels).reshape(-1).data
     file.seek(start + first * (len(content) // len(pixels)))
     while content:  # an unbuffered file may take a part
         content = content[file.write(content) :]

@@ -9,17 +9,22 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
+
+import numpy as np
+from numpy.typing import NDArray
 
 import compress
 from compress.data.decode_worker import Decoded, Run, Task, decode_runs
 from compress.errors import ToolchainError, UserInputError
 from compress.optional import require
 
-__all__ = ["check_damage", "decode_files"]
+__all__ = ["Findings", "check_damage", "decode_files"]
 
 RUN = 128  # files
 WORTH_A_PROCESS = 1 << 23  # bytes of files, or …
@@ -28,7 +33,34 @@ MOST_PROCESSES = 8
 NAMED = 5  # damaged images that a message names
 
 
-def decode_files(paths: Sequence[Path], task: Task, *, total_bytes: int) -> list[Decoded]:
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What is known of N files after they were decoded.
+
+    Attributes:
+        sha256: (N, 32) uint8, of each file.
+        crcs: (N,) uint32, of the prepared pixels; 0 where none were asked for.
+        sizes: (N, 2) int64, width and height as the files have them.
+        damage: what is wrong with a file, by its place.
+    """
+
+    sha256: NDArray[np.uint8]
+    crcs: NDArray[np.uint32]
+    sizes: NDArray[np.int64]
+    damage: dict[int, str]
+
+    def add(self, run: Run, answers: Sequence[Decoded]) -> None:
+        """Take in what was found in one run of files."""
+        for place, decoded in enumerate(answers, start=run.first):
+            if decoded.damage is not None:
+                self.damage[place] = decoded.damage
+                continue
+            self.sha256[place] = np.frombuffer(bytes.fromhex(decoded.sha256), dtype=np.uint8)
+            self.crcs[place] = decoded.crc
+            self.sizes[place] = decoded.size
+
+
+def decode_files(paths: Sequence[Path], task: Task, *, total_bytes: int) -> Findings:
     """Return what is known of each file, in order; pixels go where the task says.
 
     Args:
@@ -40,70 +72,74 @@ def decode_files(paths: Sequence[Path], task: Task, *, total_bytes: int) -> list
         ToolchainError: Pillow or tqdm is missing, or a process ended before its time.
     """
     names = [os.fspath(path) for path in paths]
-    runs = [
-        Run(first=first, paths=names[first : first + RUN]) for first in range(0, len(names), RUN)
-    ]
+    starts = range(0, len(names), RUN)
+    runs = [Run(first=first, paths=names[first : first + RUN]) for first in starts]
+    found = Findings(
+        sha256=np.zeros((len(names), 32), dtype=np.uint8),
+        crcs=np.zeros(len(names), dtype=np.uint32),
+        sizes=np.zeros((len(names), 2), dtype=np.int64),
+        damage={},
+    )
     require("PIL.Image", "reading images")
     tqdm = require("tqdm", "progress bars").tqdm
     what = "checking images" if task.output is None else "decoding images"
     with tqdm(desc=what, total=len(names), delay=2, leave=False, unit="image") as bar:
-        if (len(names) < FEW and total_bytes < WORTH_A_PROCESS) or not sys.executable:
-            found = dict(enumerate(_told(decode_runs(task, runs), bar.update)))
-        else:
-            found = _in_processes(task, runs, bar.update)
-    return [decoded for number in range(len(runs)) for decoded in found[number]]
+        few = len(names) < FEW and total_bytes < WORTH_A_PROCESS
+        answers = _here(task, runs) if few or not sys.executable else _in_processes(task, runs)
+        with closing(answers):
+            for run, answer in answers:
+                found.add(run, answer)
+                bar.update(len(answer))
+    return found
 
 
-def check_damage(paths: Sequence[Path], found: Sequence[Decoded]) -> None:
+def check_damage(paths: Sequence[Path], found: Findings) -> None:
     """Raise UserInputError that names up to five damaged files and counts the rest."""
-    damaged = [
-        f"{path} ({decoded.damage})"
-        for path, decoded in zip(paths, found, strict=True)
-        if decoded.damage is not None
-    ]
-    if damaged:
-        more = f" and {len(damaged) - NAMED} more" if len(damaged) > NAMED else ""
-        raise UserInputError(
-            f"{len(damaged)} of {len(paths)} images cannot be decoded: "
-            f"{', '.join(damaged[:NAMED])}{more}; replace them, or take them out of the folder"
-        )
+    if not found.damage:
+        return
+    named = [f"{paths[place]} ({found.damage[place]})" for place in sorted(found.damage)[:NAMED]]
+    more = f" and {len(found.damage) - NAMED} more" if len(found.damage) > NAMED else ""
+    raise UserInputError(
+        f"{len(found.damage)} of {len(paths)} images cannot be decoded: {', '.join(named)}{more}; "
+        "replace them, or take them out of the folder"
+    )
 
 
-def _told(
-    answers: Iterator[list[Decoded]], tell: Callable[[int], object]
-) -> Iterator[list[Decoded]]:
-    for answer in answers:
-        tell(len(answer))
-        yield answer
+Answers = Generator[tuple[Run, list[Decoded]], None, None]
 
 
-def _in_processes(
-    task: Task, runs: Sequence[Run], tell: Callable[[int], object]
-) -> dict[int, list[Decoded]]:
-    """Give runs to processes as they ask for them; return the answer of each run by its number."""
-    waiting = iter(enumerate(runs))
-    found: dict[int, list[Decoded]] = {}
-    lock = threading.Lock()
+def _here(task: Task, runs: Sequence[Run]) -> Answers:
+    yield from zip(runs, decode_runs(task, runs), strict=True)
+
+
+def _in_processes(task: Task, runs: Sequence[Run]) -> Answers:
+    """Give runs to processes as they ask for them; yield the answers as they come."""
+    count = min(_processors(), MOST_PROCESSES, len(runs))
+    waiting = SimpleQueue[Run | None]()
+    for run in (*runs, *[None] * count):
+        waiting.put(run)
+    done = SimpleQueue[tuple[Run, list[Decoded]] | BaseException]()
     stop = threading.Event()
 
-    def serve(_number: int) -> None:
-        with _worker(task) as ask:
-            while not stop.is_set():
-                with lock:
-                    number, run = next(waiting, (-1, None))
-                if run is None:
-                    return
-                found[number] = ask(run)
-                with lock:
-                    tell(len(run.paths))
-
-    count = min(_processors(), MOST_PROCESSES, len(runs))
-    with ThreadPoolExecutor(max_workers=count, thread_name_prefix="decoding") as pool:
+    def serve() -> None:
         try:
-            list(pool.map(serve, range(count)))
+            with _worker(task) as ask:
+                while (run := waiting.get()) is not None and not stop.is_set():
+                    done.put((run, ask(run)))
+        except BaseException as err:  # raised again by who waits for the answers
+            done.put(err)
+
+    with ThreadPoolExecutor(max_workers=count, thread_name_prefix="decoding") as pool:
+        for _ in range(count):
+            pool.submit(serve)
+        try:
+            for _ in runs:
+                answer = done.get()
+                if isinstance(answer, BaseException):
+                    raise answer
+                yield answer
         finally:
             stop.set()  # an interrupt, too, ends every process after its run
-    return found
 
 
 @contextmanager

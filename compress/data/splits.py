@@ -7,17 +7,13 @@ it depends on the seed and on the names in that class alone.
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.errors import UserInputError
-
 __all__ = [
     "SHARES",
     "SPLITS",
-    "GivenSplits",
     "shares_of_train",
     "split_counts",
     "split_names",
@@ -27,26 +23,6 @@ __all__ = [
 SPLITS = ("train", "validation", "calibration", "test")
 SHARES = {"train": 650, "validation": 75, "calibration": 75, "test": 200}  # per thousand
 BESIDE_TEST = {"train": 8, "validation": 1, "calibration": 1}  # as CIFAR-10's training images
-Part = TypeVar("Part")
-
-
-class GivenSplits(dict[str, Part]):
-    """Splits of data that have some alone; asking for another is told, instead of a KeyError.
-
-    Args:
-        parts: the splits that are there.
-        what: names the data in the message.
-    """
-
-    def __init__(self, parts: Mapping[str, Part], what: str) -> None:
-        super().__init__(parts)
-        self.what = what
-
-    def __missing__(self, split: str) -> NoReturn:
-        raise UserInputError(
-            f"{self.what} has {' and '.join(self)} images alone, and {split} images are needed; "
-            "expected training images, which the missing splits are taken out of: add them"
-        )
 
 
 def shares_of_train(given: Collection[str]) -> dict[str, int]:

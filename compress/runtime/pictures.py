@@ -304,8 +304,8 @@ def _bound_pixels(image: Picture, wanted: Optional[int]) -> None:
         return
     # Twice what is wanted leaves the resizing filter its work. A progressive JPEG is held whole
     # while it is decoded, however small it comes out.
-    whole = wanted is None or image.format not in ("JPEG", "MPO")
-    if not whole and not image.info.get("progressive"):
+    baseline = image.format in ("JPEG", "MPO") and not image.info.get("progressive")
+    if wanted is not None and baseline:
         image.draft("RGB", (2 * wanted, 2 * wanted))
     if image.size[0] * image.size[1] > MOST_PIXELS:
         raise ValueError(
