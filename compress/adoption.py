@@ -70,7 +70,7 @@ class AdoptJob:
         force: replace an existing file.
         device: where to measure.
         seed: of the split of the data.
-        cache: folder of decoded images; None takes the usual one.
+        cache: folder of decoded images, or "off"; None takes the usual folder.
         progress: show bars on stderr.
     """
 
@@ -83,7 +83,7 @@ class AdoptJob:
     force: bool = False
     device: str = "cpu"
     seed: int = 0
-    cache: Path | None = None
+    cache: Path | str | None = None
     progress: bool = True
 
 
