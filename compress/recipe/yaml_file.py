@@ -1,8 +1,8 @@
 """Read YAML that a stranger may have written: bounded before anything is built of it.
 
-A recipe is a small tree of mappings, lists, strings, numbers and truth values. Size, depth, and what
-aliases would come to when written out are counted on the events of the parser, which builds nothing;
-so neither a billion laughs nor an alias to itself costs anything. Dates stay strings.
+A recipe is a small tree of mappings, lists, strings, numbers and truth values. Size, depth, and
+what aliases would come to when written out are counted on the events of the parser, which builds
+nothing; so neither a billion laughs nor an alias to itself costs anything. Dates stay strings.
 """
 
 import math
@@ -31,30 +31,31 @@ class _Loader(yaml.SafeLoader):
     """Builds what JSON can hold; keys are strings that stand once."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if not _merges(key)]
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []  # else told below
+        keys = [self.construct_object(key, deep=True) for key, _ in pairs if not _merges(key)]
         for number, key in enumerate(keys):
             if not isinstance(key, str):
-                raise _Refused(f"{key!r:.60} is a key; expected text, perhaps in quotes")
+                raise _RefusedError(f"{key!r:.60} is a key; expected text, perhaps in quotes")
             if key in keys[:number]:
-                raise _Refused(f"the key {key!r:.60} stands twice")
+                raise _RefusedError(f"the key {key!r:.60} stands twice")
         return super().construct_mapping(node, deep=deep)
 
     def construct_yaml_int(self, node: Any) -> int:
         number = super().construct_yaml_int(node)
         if not -LARGEST_INT <= number < LARGEST_INT:
-            raise _Refused("a whole number has more than 64 bits")
+            raise _RefusedError("a whole number has more than 64 bits")
         return number
 
     def construct_yaml_float(self, node: Any) -> float:
         number = super().construct_yaml_float(node)
         if not math.isfinite(number):
-            raise _Refused(f"{node.value:.60} is no finite number")
+            raise _RefusedError(f"{node.value:.60} is no finite number")
         return number
 
     def construct_yaml_str(self, node: Any) -> str:
         text = self.construct_scalar(node)
         if any((ord(c) < 32 and c not in "\n\t") or 0xD800 <= ord(c) < 0xE000 for c in text):
-            raise _Refused(f"{text!a:.60} holds a control character")
+            raise _RefusedError(f"{text!a:.60} holds a control character")
         return str(text)
 
 
@@ -68,7 +69,7 @@ for _kind in ("int", "float", "str"):
     )
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """Why a file is not taken."""
 
 
@@ -103,7 +104,7 @@ def _parsed(content: str | bytes, what: str) -> Any:
         text = content if isinstance(content, str) else content.decode("utf-8")
         _check_events(yaml.parse(text, Loader=yaml.SafeLoader))
         return yaml.load(text, Loader=_Loader)
-    except _Refused as err:
+    except _RefusedError as err:
         raise UserInputError(f"{what}: {err}") from err
     except (yaml.YAMLError, UnicodeError) as err:
         raise UserInputError(f"{what} is not YAML: {' '.join(str(err).split())[:400]}") from err
@@ -117,7 +118,7 @@ def _check_events(events: Iterator[Any]) -> None:
     """Count nodes, depth and aliases.
 
     Raises:
-        _Refused: there are too many, or an alias stands inside what it names.
+        _RefusedError: there are too many, or an alias stands inside what it names.
     """
     open_nodes: list[list[Any]] = [[None, 0, 0]]  # anchor, nodes and depth of what stands in it
     known: dict[str, tuple[int, int]] = {}
@@ -141,13 +142,14 @@ def _check_events(events: Iterator[Any]) -> None:
         elif isinstance(event, yaml.AliasEvent):
             aliases += 1
             if any(anchor == event.anchor for anchor, _, _ in open_nodes):
-                raise _Refused(f"the alias *{event.anchor:.60} stands inside what it names")
+                raise _RefusedError(f"the alias *{event.anchor:.60} stands inside what it names")
             _add(open_nodes, *known.get(event.anchor, (1, 0)))
         if len(open_nodes) > DEEPEST + 1 or open_nodes[-1][2] > DEEPEST:
-            raise _Refused(f"it is nested more than {DEEPEST} deep")
+            raise _RefusedError(f"it is nested more than {DEEPEST} deep")
         if aliases > MOST_ALIASES or open_nodes[-1][1] > LARGEST_TREE:
-            raise _Refused(
-                f"its aliases come to more than {LARGEST_TREE:,} values, or are too many"
+            raise _RefusedError(
+                f"it has more than {MOST_ALIASES} aliases, or comes to more than {LARGEST_TREE:,} "
+                "values when they are written out"
             )
 
 
@@ -159,7 +161,7 @@ def _add(open_nodes: list[list[Any]], nodes: int, depth: int) -> None:
 
 def _check_tag(event: Any) -> None:
     if event.tag is not None and event.tag not in TAGS and event.tag != "!":
-        raise _Refused(
+        raise _RefusedError(
             f"the tag {event.tag!r:.60} is not known; expected plain text, numbers, lists and "
             "mappings"
         )
