@@ -108,12 +108,17 @@ def reached(start: Iterable[Definition]) -> set[Definition]:
         module = _module(each.module)
         if each.name in module.nodes:
             found.add(each)
-            for node in module.nodes[each.name]:
-                waiting += _used(node, module, each.module)
-            waiting.append(Definition(each.module, ""))
+            waiting += _used_by(each)
         elif each.name in module.imports:  # a name that is handed on
             waiting.append(module.imports[each.name])
     return found
+
+
+@functools.cache
+def _used_by(each: Definition) -> tuple[Definition, ...]:
+    module = _module(each.module)
+    used = {used for node in module.nodes[each.name] for used in _used(node, module, each.module)}
+    return (*used, Definition(each.module, ""))
 
 
 def _used(node: ast.AST, module: Module, name: str) -> Iterator[Definition]:

@@ -143,7 +143,7 @@ def _check_events(events: Iterator[Any]) -> None:
             aliases += 1
             if any(anchor == event.anchor for anchor, _, _ in open_nodes):
                 raise _RefusedError(f"the alias *{event.anchor:.60} stands inside what it names")
-            _add(open_nodes, *known.get(event.anchor, (1, 0)))
+            _add(open_nodes, *known.get(str(event.anchor), (1, 0)))
         if len(open_nodes) > DEEPEST + 1 or open_nodes[-1][2] > DEEPEST:
             raise _RefusedError(f"it is nested more than {DEEPEST} deep")
         if aliases > MOST_ALIASES or open_nodes[-1][1] > LARGEST_TREE:
