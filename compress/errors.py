@@ -32,10 +32,12 @@ __all__ = [
     "disk_error",
 ]
 
+UNTOLD = -1  # a write came short, and nobody said why
 FULL = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "the file is larger than the limit on the size of files (ulimit -f)",
+    UNTOLD: "the disk takes no more of it, being full or at a quota or limit",
 }
 # What writers say that keep the number of the error to themselves: torch, numpy and, in Rust,
 # safetensors. Behind torch's words stands a write that came short, for whatever reason.
@@ -99,7 +101,7 @@ def disk_error(
     if number not in FULL:
         return None
     space = [] if wanted is None else [f"{wanted / 2**20:.1f} MiB wanted"]
-    if path is not None and number == errno.ENOSPC:
+    if path is not None and number in (errno.ENOSPC, UNTOLD):
         space += _free_beside(Path(path))
     told = f" ({', '.join(space)})" if space else ""
     return DiskFullError(
@@ -117,7 +119,7 @@ def _errno_of(err: BaseException) -> Optional[int]:
     if not SHORT_WRITE.search(str(err)):
         return None
     behind = err.__cause__ or err.__context__  # torch writes through a file that says why
-    return behind.errno if isinstance(behind, OSError) and behind.errno else errno.ENOSPC
+    return behind.errno if isinstance(behind, OSError) and behind.errno else UNTOLD
 
 
 def _free_beside(path: Path) -> List[str]:

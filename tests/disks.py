@@ -10,7 +10,7 @@ import pytest
 
 @contextmanager
 def small_disk(folder: Path, *, kib: int) -> Iterator[Path]:
-    """Mount a file system of `kib` KiB on a new folder, which is given; skip where that is barred."""
+    """Mount a file system of `kib` KiB on a new folder, and give it; skip where that is barred."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(folder)]
     try:

@@ -1,8 +1,9 @@
-"""A full disk, a limit on the size of files, a read-only disk: one sentence, and the old file there.
+"""A full disk, a limit on the size of files, a read-only disk: one sentence, the old file there.
 
 On a real file system of some KiB, where the tests may mount one.
 """
 
+import re
 import resource
 from contextlib import contextmanager
 
@@ -66,7 +67,7 @@ def test_a_full_disk(disk, name, write):
     path.write_text("old")
     with pytest.raises(DiskFullError) as told:
         write(path)
-    assert str(told.value).startswith(f"{path} cannot be written: the disk is full (")
+    assert re.match(rf"{path} cannot be written: the disk (is full|takes no more)", str(told.value))
     assert "MiB free" in str(told.value)
     assert [each.read_text() for each in disk.iterdir()] == ["old"]
 
@@ -90,7 +91,7 @@ def largest_file(size):
 def test_a_limit_on_the_size_of_files(tmp_path, name, write):
     path = tmp_path / name
     path.write_text("old")
-    with largest_file(1 << 16), pytest.raises(DiskFullError, match=r"\(ulimit -f\)"):
+    with largest_file(1 << 16), pytest.raises(DiskFullError, match=r"ulimit -f|quota or limit"):
         write(path)
     assert [each.read_text() for each in tmp_path.iterdir()] == ["old"]
 
@@ -113,9 +114,15 @@ def error_of(capsys):
 
 
 def test_slim_on_a_full_disk(disk, tmp_path, capsys):
-    save(network(64), tmp_path / "net.pth")
+    trained = network(64)
+    for module in trained.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight)
+    save(trained, tmp_path / "net.pth")
     output = disk / "slim.pth"
-    code = slim.main([str(tmp_path / "net.pth"), "--ratio", "0.1", "-o", str(output), "-q"])
+    code = slim.main(
+        [str(tmp_path / "net.pth"), "--ratio", "0.1", "-o", str(output), "-q", "--no-latency"]
+    )
     assert code == 6
     assert error_of(capsys).startswith(
         f"python -m compress.slim: error: {output} cannot be written: the disk is full"
@@ -138,17 +145,18 @@ def write_recipe(tmp_path):
     return str(path)
 
 
-def test_run_on_a_full_disk_goes_on_when_there_is_space(disk, tmp_path, capsys):
-    recipe, filling = write_recipe(tmp_path), disk / "filling"
-    filling.write_bytes(b"x" * (KIB - 24) * 1024)
-    command = [recipe, "-o", str(disk / "run"), "-q"]
-    assert run.main(command) == 6
-    assert "[1/1] train: " in (told := error_of(capsys))
-    assert "cannot be written: the disk is full" in told
-    assert not list(disk.rglob("*.part"))
-    filling.unlink()
-    assert run.main(command) == 0
-    assert (disk / "run" / "train" / "best.pth").is_file()
+def test_run_on_a_full_disk_goes_on_when_there_is_space(tmp_path, capsys):
+    with small_disk(tmp_path / "disk", kib=256) as disk:
+        recipe, filling = write_recipe(tmp_path), disk / "filling"
+        filling.write_bytes(b"x" * (256 - 24) * 1024)
+        command = [recipe, "-o", str(disk / "run"), "-q"]
+        assert run.main(command) == 6
+        assert "[1/1] train: " in (told := error_of(capsys))
+        assert "cannot be written: the disk is full" in told
+        assert not list(disk.rglob("*.part"))
+        filling.unlink()
+        assert run.main(command) == 0
+        assert (disk / "run" / "train" / "best.pth").is_file()
 
 
 def test_run_on_a_read_only_disk(disk, tmp_path, capsys):

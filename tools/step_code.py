@@ -198,9 +198,14 @@ def _imports_in(node: ast.AST, *, top: bool = False) -> dict[str, Definition]:
 def _digest(definitions: Iterable[Definition]) -> str:
     digest = hashlib.sha256()
     for each in sorted(definitions):
-        for node in _module(each.module).nodes[each.name]:
-            digest.update(f"{each.module}:{each.name} {_plain(node)}\n".encode())
+        digest.update(f"{each.module}:{each.name} {_digest_of(each)}\n".encode())
     return digest.hexdigest()[:16]
+
+
+@functools.cache
+def _digest_of(each: Definition) -> str:
+    nodes = _module(each.module).nodes[each.name]
+    return hashlib.sha256("\n".join(map(_plain, nodes)).encode()).hexdigest()
 
 
 def _plain(node: Any) -> str:

@@ -13,14 +13,7 @@ from compress.recipe.plan import Task
 from compress.recipe.run_folder import MARK, opened_run
 
 TASK = Task(name="train", kind="write", options={"n": 1})
-OLD_RECIPE = {
-    "name": "a",
-    "data": "digits",
-    "image_size": 8,
-    "seed": 0,
-    "steps": [],
-    "chains": None,
-}
+OLD_RECIPE = {"name": "a", "data": "digits", "seed": 0, "steps": [], "chains": None}
 
 
 def write(context: Context) -> dict:
@@ -113,10 +106,10 @@ def test_code_is_no_part_of_what_a_step_is(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "record",
-    ["", "{", "[]", "{}", '{"fingerprint": 1, "figures": {}, "files": {}}', "[" * 100_000, None]
-    + [json.dumps({"fingerprint": "F", "figures": {}, "files": 3})],
+    ["", "{", "[]", "{}", '{"fingerprint": 1, "figures": {}, "files": {}}', "[" * 100_000, None,
+     '{"fingerprint": "F", "figures": {}, "files": 3}'],
     ids=lambda record: str(record)[:20],
-)
+)  # fmt: skip
 def test_a_damaged_record_is_not_done_and_moved_aside(tmp_path, record):
     run(tmp_path)
     path = tmp_path / "train" / "done.json"
