@@ -123,13 +123,14 @@ def save(
     except (TypeError, ValueError) as err:
         raise UserInputError(f"meta of {path} must hold JSON values only: {err}") from err
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    with replacing(path) as part:
+    with replacing(path, wanted=sum(tensor.nbytes for tensor in state.values())) as part:
         if path.suffix == ".safetensors":
             writer = require("safetensors.torch", "writing .safetensors files")
             whole = {name: tensor.contiguous() for name, tensor in state.items()}
             writer.save_file(whole, part, metadata={METADATA_KEY: head_json})
         else:
-            torch.save({**json.loads(head_json), "state_dict": state}, part)
+            with open(part, "wb") as file:  # else the archive would name its temporary file
+                torch.save({**json.loads(head_json), "state_dict": state}, file)
     return path
 
 

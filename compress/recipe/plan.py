@@ -7,10 +7,28 @@ from typing import Any
 from compress.errors import UserInputError
 from compress.recipe.schema import Recipe, Step
 
-__all__ = ["BASELINE", "Task", "plan_tasks"]
+__all__ = ["BASELINE", "STEP_VERSIONS", "Task", "plan_tasks"]
 
 BASELINE = "baseline"  # the network that `train` makes; what the others are compared with
 DISTILLED = "distilled"  # the one that `distil` makes
+
+# Part of a step's identity. Raise the number of a kind when its work comes to other results than
+# before: what earlier versions made is then made again, and theirs is kept aside.
+# `python -m tools.step_code` tells which kinds a change of the code concerns.
+STEP_VERSIONS = {
+    "train": 1,
+    "slim": 1,
+    "finetune": 1,
+    "distil": 1,
+    "exits": 1,
+    "plan": 1,
+    "evaluate": 1,
+    "export": 1,
+    "dispatch": 1,
+    "compare": 1,
+    "benchmark": 1,
+    "report": 1,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +40,14 @@ class Task:
         kind: which work, see `compress.recipe.tasks`.
         options: JSON values that decide the result.
         needs: names of the tasks whose results it reads.
+        version: of the kind, see `STEP_VERSIONS`.
     """
 
     name: str
     kind: str
     options: dict[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
+    version: int = 1
 
 
 @dataclass(kw_only=True)
@@ -62,7 +82,9 @@ class _Chain:
                 f"the recipe makes {name!r} twice; expected each step once a chain"
             )
         own = _options(step) if options is None else options
-        self.tasks.append(Task(name=name, kind=step.kind, options=own, needs=needs))
+        version = STEP_VERSIONS[step.kind]
+        task = Task(name=name, kind=step.kind, options=own, needs=needs, version=version)
+        self.tasks.append(task)
         if network is not None:
             self.history.setdefault(network, {})[step.kind] = name
             if makes_checkpoint:

@@ -16,7 +16,6 @@ from torch import nn
 from compress.data.image_data import ImageData
 from compress.data.spec import load_data
 from compress.errors import CompressError, UserInputError
-from compress.files import write_text
 from compress.models.channel_kinds import resolve_kinds, with_scales
 from compress.models.channels import Slimmable
 from compress.models.early_exit import check_exit_positions
@@ -25,6 +24,7 @@ from compress.optional import require
 from compress.recipe.engine import Context, Outcome, Work, run_tasks
 from compress.recipe.jobs import Run, local_processes, run_side_by_side, slurm_jobs
 from compress.recipe.plan import Task, plan_tasks
+from compress.recipe.run_folder import check_run_folder
 from compress.recipe.schema import Recipe, Step
 from compress.recipe.tasks import work_of
 from compress.slimming.patterns import matching
@@ -92,6 +92,8 @@ def run_recipes(
         raise UserInputError(
             "--jobs was given under a launcher of several processes; expected one or the other"
         )
+    for folder in recipes:
+        check_run_folder(folder)
     data = {folder: check_recipe(recipe) for folder, recipe in recipes.items()}
     if apart:
         return _run_apart(recipes, data, jobs=jobs, slurm=slurm, fresh=fresh)
@@ -181,8 +183,14 @@ def _run_here(
     with _together(work) as (shared, leads):
         if not leads:
             return {}
-        tasks = _begin(recipe, run_dir)
-        return run_tasks(tasks, shared, run_dir, identity=_identity(recipe, data), fresh=fresh)
+        return run_tasks(
+            plan_tasks(recipe),
+            shared,
+            run_dir,
+            identity=_identity(recipe, data),
+            recipe_json=_record(recipe),
+            fresh=fresh,
+        )
 
 
 def _run_apart(
@@ -195,10 +203,11 @@ def _run_apart(
 ) -> dict[Path, dict[str, Outcome]]:
     runs = [
         Run(
-            tasks=_begin(recipe, folder),
+            tasks=plan_tasks(recipe),
             load_work=functools.partial(_loaded_work, recipe.model_dump_json()),
             folder=folder,
             identity=_identity(recipe, data[folder]),
+            recipe_json=_record(recipe),
         )
         for folder, recipe in recipes.items()
     ]
@@ -212,9 +221,8 @@ def _run_apart(
     return dict(zip(recipes, outcomes, strict=True))
 
 
-def _begin(recipe: Recipe, run_dir: Path) -> list[Task]:
-    write_text(run_dir / "recipe.json", recipe.model_dump_json(indent=2) + "\n")
-    return plan_tasks(recipe)
+def _record(recipe: Recipe) -> str:
+    return recipe.model_dump_json(indent=2) + "\n"
 
 
 def _identity(recipe: Recipe, data: ImageData) -> dict[str, Any]:

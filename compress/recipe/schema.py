@@ -2,13 +2,14 @@
 
 import dataclasses
 import difflib
+import reprlib
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -22,14 +23,15 @@ from compress.data.augment import AugmentConfig
 from compress.errors import UserInputError
 from compress.exits.sweep import parse_sweep
 from compress.export.targets import target
-from compress.files import check_readable
+from compress.recipe.names import checked_name
+from compress.recipe.yaml_file import parse_yaml, read_yaml
 from compress.training.config import TrainingConfig
 from compress.training.exit_config import ExitTrainingConfig
 
 __all__ = ["Recipe", "Step", "read_recipe"]
 
-NAME = r"^[A-Za-z0-9._-]+$"  # of what becomes a folder
 FROZEN = ConfigDict(extra="forbid", frozen=True)
+Name = Annotated[str, AfterValidator(checked_name)]  # of what becomes a folder
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -255,20 +257,28 @@ class Recipe(BaseModel):
 
     model_config = FROZEN
 
-    name: Annotated[str, Field(pattern=NAME)]
+    name: Name
     data: str
     image_size: Annotated[int, Field(ge=1)] | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     steps: Steps | None = None
-    chains: (
-        Annotated[dict[Annotated[str, Field(pattern=NAME)], Steps], Field(min_length=1)] | None
-    ) = None
+    chains: Annotated[dict[Name, Steps], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _steps_or_chains(self) -> "Recipe":
         if (self.steps is None) == (self.chains is None):
             raise ValueError("expected either `steps` or `chains`")
         return self
+
+    def with_seed(self, seed: int) -> "Recipe":
+        """Return the same recipe with another seed.
+
+        Raises:
+            UserInputError: the seed is negative, or has more than 63 bits.
+        """
+        content = {**self.model_dump(), "seed": seed}
+        changed: Recipe = _checked(Recipe, content, "--seeds")
+        return changed
 
     def checked_chains(self) -> dict[str, list[Step]]:
         """Return the steps of every chain with their options; the only chain is called "".
@@ -297,11 +307,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UserInputError: the file is no recipe, or an override names nothing.
     """
-    check_readable(path, "recipe")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as err:
-        raise UserInputError(f"recipe {path} is not YAML: {' '.join(str(err).split())}") from err
+    content = read_yaml(path, "recipe")
     if not isinstance(content, dict):
         raise UserInputError(
             f"recipe {path} holds {type(content).__name__}; expected name, data and steps"
@@ -343,8 +349,9 @@ def _first_problem(err: ValidationError, model: type[BaseModel]) -> str:
     if problem["type"] == "missing":
         return f"{place!r} is missing; it has no default"
     if not place:
-        return str(problem["msg"])
-    return f"{place} is {problem['input']!r}; {problem['msg']}".removesuffix(".")
+        return str(problem["msg"]).removeprefix("Value error, ")
+    message = problem["msg"].removeprefix("Value error, ").removesuffix(".")
+    return f"{place} is {reprlib.repr(problem['input'])}; {message}"
 
 
 def _known(model: type[BaseModel], place: Sequence[Any]) -> typing.Iterable[str]:
@@ -367,10 +374,7 @@ def _nearest(name: str, known: typing.Iterable[str]) -> str:
 
 def _apply_(content: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as err:
-        raise UserInputError(f"--set {override}: the value is not YAML ({err})") from err
+    value = parse_yaml(text, f"the value of --set {override:.80}")
     path = name.split(".")
     if not equals or not all(path):
         raise UserInputError(f"--set {override!r}; expected option=value or step.option=value")

@@ -38,7 +38,7 @@ from compress.training.objectives import Objective, objective_of
 from compress.training.teacher import teacher_from
 from compress.training.transfer import build_student
 
-__all__ = ["work_of"]
+__all__ = ["WORK", "work_of"]
 
 TIMED_IMAGES = 64  # whose real exits decide how long an image takes on average
 
@@ -49,20 +49,7 @@ def work_of(recipe: Recipe, data: ImageData, *, progress: bool = True) -> dict[s
     def bound(work: Callable[..., dict[str, Any]]) -> Work:
         return lambda context: work(context, recipe, data, progress)
 
-    return {
-        "train": bound(_train),
-        "slim": bound(_slim),
-        "finetune": bound(_finetune),
-        "distil": bound(_distil),
-        "exits": bound(_exits),
-        "plan": bound(plan_task),
-        "evaluate": bound(evaluate_exits),
-        "export": bound(export_network),
-        "dispatch": bound(dispatch_bundle),
-        "compare": bound(_compare),
-        "benchmark": bound(benchmark_networks),
-        "report": bound(report_run),
-    }
+    return {kind: bound(work) for kind, work in WORK.items()}
 
 
 def _train(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> dict[str, Any]:
@@ -219,3 +206,20 @@ def _compare(context: Context, recipe: Recipe, data: ImageData, progress: bool) 
 def _test_accuracy(model: torch.nn.Module, data: ImageData, progress: bool) -> dict[str, Any]:
     found = evaluate_accuracy(model, data.splits["test"], data.normalize, progress=progress)
     return found.to_dict()
+
+
+# What each kind of task does, from its context, the recipe, the data, and whether to show bars.
+WORK: dict[str, Callable[..., dict[str, Any]]] = {
+    "train": _train,
+    "slim": _slim,
+    "finetune": _finetune,
+    "distil": _distil,
+    "exits": _exits,
+    "plan": plan_task,
+    "evaluate": evaluate_exits,
+    "export": export_network,
+    "dispatch": dispatch_bundle,
+    "compare": _compare,
+    "benchmark": benchmark_networks,
+    "report": report_run,
+}

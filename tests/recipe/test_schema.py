@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,25 @@ def test_the_plan_fans_out_per_ratio(tmp_path):
     assert tasks["finetune/0.4"].needs == ("slim/0.4",)
     assert tasks["export/baseline"].needs == ("train",)
     assert tasks["export/0.2"].needs == ("finetune/0.2",)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["..", ".", "", "a/b", "a\\b", ".git", "a.", "con", "NUL", "com1", "lpt9.txt", "a\n", "a b",
+     "é", "a" * 101, "train.superseded-1"],
+)  # fmt: skip
+def test_names_are_plain_folders(tmp_path, name):
+    chains = {"name": "small", "data": "digits", "chains": {name: BASE["steps"]}}
+    for content in ({**BASE, "name": name}, chains):
+        with pytest.raises(UserInputError, match="expected up to 100 letters, digits"):
+            read_recipe(write(tmp_path, content))
+    with pytest.raises(UserInputError, match="expected up to 100 letters, digits"):
+        read_recipe(write(tmp_path, BASE), [f"name={json.dumps(name)}"])
+
+
+@pytest.mark.parametrize("name", ["a", "vgg16.short", "console", "_x", "-", "A-1_b.c", "nulls"])
+def test_plain_names_are_taken(tmp_path, name):
+    assert read_recipe(write(tmp_path, {**BASE, "name": name})).name == name
 
 
 @pytest.mark.parametrize(
