@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from compress.data.image_data import ImageData
-from compress.data.spec import load_data
 from compress.errors import CompressError, UserInputError
 from compress.models.channel_kinds import resolve_kinds, with_scales
 from compress.models.channels import Slimmable
@@ -23,6 +22,7 @@ from compress.models.gfnet import GFNet
 from compress.optional import require
 from compress.recipe.engine import Context, Outcome, Work, run_tasks
 from compress.recipe.jobs import Run, local_processes, run_side_by_side, slurm_jobs
+from compress.recipe.networks import began_with, recipe_data
 from compress.recipe.plan import Task, plan_tasks
 from compress.recipe.run_folder import check_run_folder
 from compress.recipe.schema import Recipe, Step
@@ -112,7 +112,7 @@ def check_recipe(recipe: Recipe) -> ImageData:
             layers matches none.
     """
     plan_tasks(recipe)
-    data = load_data(recipe.data, image_size=recipe.image_size, seed=recipe.seed)
+    data = recipe_data(recipe)
     side = data.preprocessing.size
     check_networks(recipe, num_classes=len(data.classes), image_size=side)
     return data
@@ -140,7 +140,10 @@ def check_networks(recipe: Recipe, *, num_classes: int, image_size: int | tuple[
         networks: list[nn.Module] = []
         for number, step in enumerate(steps, start=1):
             with _told_of(f"{chain} step {number} ({step.kind})".strip()):
-                if step.kind in ("train", "distil"):
+                begun = began_with(step, recipe)
+                if begun is not None:
+                    networks.append(begun.model)
+                elif step.kind in ("train", "distil"):
                     networks.append(_built(step, num_classes, image_size))
                 _check_layers(step, networks)
 
@@ -232,7 +235,7 @@ def _identity(recipe: Recipe, data: ImageData) -> dict[str, Any]:
 @functools.lru_cache(maxsize=1)  # a process that works for several tasks reads the data once
 def _loaded_work(recipe_json: str) -> Mapping[str, Work]:
     recipe = Recipe.model_validate_json(recipe_json)
-    data = load_data(recipe.data, image_size=recipe.image_size, seed=recipe.seed)
+    data = recipe_data(recipe)
     return work_of(recipe, data, progress=False)
 
 

@@ -80,24 +80,59 @@ TrainingOptions: Any = create_model(
 )
 
 
-class TrainOptions(TrainingOptions):
-    """Train a network from scratch: the baseline of the chain.
+class StartOptions(StepOptions):
+    """Begin with a network that somebody has trained: the baseline of the chain.
+
+    `checkpoint` is its file, `model` the "package.module:function" that builds a network which is
+    not of `compress.models`. Image size and normalisation are what the file records
+    (`python -m compress.adopt` makes a foreign file record them).
+    """
+
+    checkpoint: Annotated[str, Field(min_length=1)]
+    model: str | None = None
+
+
+class NewNetworkOptions(TrainingOptions):
+    """Train a network from scratch.
 
     `model` names a registered architecture under `arch`, its keywords beside it; the number of
     classes and the image size come from the data.
     """
 
-    model: dict[str, Any]
+    model: dict[str, Any] | None
 
     @field_validator("model")
     @classmethod
-    def _names_an_architecture(cls, model: dict[str, Any]) -> dict[str, Any]:
+    def _names_an_architecture(cls, model: dict[str, Any] | None) -> dict[str, Any] | None:
+        if model is None:
+            return None
         if not isinstance(model.get("arch"), str):
             raise ValueError("model needs `arch`, the name of an architecture")
         for name in ("num_classes", "image_size"):
             if name in model:
                 raise ValueError(f"leave out {name!r}, which comes from the data")
         return model
+
+
+class TrainOptions(NewNetworkOptions):
+    """Train the baseline of the chain: a new network, or one that begins with trained weights.
+
+    With `start`, a checkpoint file, training begins with its weights; its head is drawn anew where
+    the data have other classes, and a GFNet is resampled where they have another size. `model`
+    may then be left out, or says what the file must hold.
+    """
+
+    model: dict[str, Any] | None = None
+    start: str | None = None
+    start_model: str | None = None
+
+    @model_validator(mode="after")
+    def _has_a_network(self) -> "TrainOptions":
+        if self.model is None and self.start is None:
+            raise ValueError("expected `model`, or `start` with the file of a trained network")
+        if self.start_model is not None and self.start is None:
+            raise ValueError("start_model is given without `start`; expected both, or neither")
+        return self
 
 
 class SlimStepOptions(StepOptions):
@@ -115,9 +150,10 @@ class FinetuneOptions(TrainingOptions):
     """Train every slimmed network further."""
 
 
-class DistilOptions(TrainOptions):
+class DistilOptions(NewNetworkOptions):
     """Train another network from scratch, taught by the baseline."""
 
+    model: dict[str, Any]
     kind: Literal["soft", "hard"] = "soft"
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
     temperature: Annotated[float, Field(gt=0)] = 3.0
@@ -156,11 +192,11 @@ class PlanOptions(StepOptions):
 
 
 class EvaluateOptions(StepOptions):
-    """Report on test data what every dynamic network does with its exits.
+    """Report on test data what every network does that was made since the last such step.
 
-    They leave as a `plan` before this step says; else at `threshold`; else at the threshold of
-    `sweep` with the least expected multiply-adds whose accuracy on the calibration split is at most
-    `max_drop` points below the whole network's.
+    Of networks with exits images leave as a `plan` before this step says; else at `threshold`; else
+    at the threshold of `sweep` with the least expected multiply-adds whose accuracy on the
+    calibration split is at most `max_drop` points below the whole network's.
     """
 
     threshold: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -217,6 +253,7 @@ class CompareOptions(StepOptions):
 
 
 STEP_OPTIONS: dict[str, type[StepOptions]] = {
+    "start": StartOptions,
     "train": TrainOptions,
     "slim": SlimStepOptions,
     "finetune": FinetuneOptions,

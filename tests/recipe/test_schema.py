@@ -85,7 +85,7 @@ def test_plain_names_are_taken(tmp_path, name):
         ({**BASE, "steps": []}, "steps"),
         ({**BASE, "steps": [{"slm": {}}]}, "step 1 is 'slm'; did you mean 'slim'?"),
         ({**BASE, "steps": [{"slim": {}, "train": {}}]}, "expected one, the kind of the step"),
-        ({**BASE, "steps": BASE["steps"][1:]}, "expected `train` before it"),
+        ({**BASE, "steps": BASE["steps"][1:]}, "expected `start` or `train` before it"),
         ({**BASE, "steps": [BASE["steps"][0], {"finetune": {}}]}, "expected `slim` before it"),
         ({**BASE, "steps": [BASE["steps"][0]] * 2}, "makes 'train' twice"),
         (changed(0, epoch=3), "step 1 (train): 'epoch' is not an option; did you mean 'epochs'?"),
