@@ -218,9 +218,9 @@ RESNETS = {"resnet20-12fca82f.th": 3, "resnet56-4bfd9763.th": 9}  # blocks a sta
 
 @pytest.mark.real
 @needs_real
-@pytest.mark.parametrize(("file", "blocks"), RESNETS.items())
+@pytest.mark.parametrize(("file", "blocks"), list(RESNETS.items()))
 def test_real_networks_answer_as_the_foreign_code_does(file, blocks):
-    state = torch.load(SHARED / file, weights_only=True)["state_dict"]
+    state = torch.load(SHARED / file, map_location="cpu")["state_dict"]
     network = CifarOptionA(blocks, (16, 32, 64)).eval()
     network.load_state_dict({name.removeprefix("module."): t for name, t in state.items()})
     images = torch.stack([pixels for _, pixels in islice(cifar10_test(), 20)])
@@ -234,6 +234,6 @@ def test_real_networks_answer_as_the_foreign_code_does(file, blocks):
 @pytest.mark.real
 @pytest.mark.slow
 @needs_real
-@pytest.mark.parametrize(("file", "right"), zip(RESNETS, (8103, 8320), strict=True))
+@pytest.mark.parametrize(("file", "right"), list(zip(RESNETS, (8103, 8320), strict=True)))
 def test_real_networks_are_right_in_exactly_as_many_images_as_measured(file, right):
     assert right_of_cifar10(compress.load(SHARED / file)) == right
