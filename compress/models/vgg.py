@@ -75,6 +75,11 @@ class VGG(nn.Module):
         return self.classifier(torch.flatten(x, 1))
 
     @property
+    def default_input_size(self) -> int | None:
+        """Side of the images that networks of this form are published for; None where unknown."""
+        return 224 if self.config["pooled"] == 7 else None
+
+    @property
     def display_name(self) -> str:
         """The name that people use, such as "vgg16_bn"; "vgg_bn" for other depths."""
         depths = tuple(len(stage) for stage in self.config["widths"])
