@@ -95,7 +95,7 @@ def test_the_size_is_that_of_the_images_where_they_have_one(tmp_path: Path) -> N
 def test_a_size_is_asked_for_where_images_have_several(tmp_path: Path) -> None:
     root = make(tmp_path, {"a": 100, "b": 100})
     (root / "a" / "a_001.png").write_bytes(picture(0, (16, 20)))  # not among those looked at first
-    with pytest.raises(UserInputError, match="several sizes, .*give one with --image-size"):
+    with pytest.raises(UserInputError, match=r"several sizes, .*give one with --image-size"):
         load_data(f"folder:{root}")
     (root / "a" / "a_000.png").write_bytes(picture(0, (16, 20)))
     with pytest.raises(UserInputError, match=r"as a/a_000\.png 20x16 and a/a_004\.png 16x16"):
@@ -121,7 +121,7 @@ def test_what_a_checkpoint_records_is_done_to_the_pixels(tmp_path: Path) -> None
     images = data.splits["test"].images(torch.tensor([0]))
     assert np.array_equal(images[0, 0].numpy(), expected)
     assert data.normalize(images).shape == (1, 1, 8, 12)
-    with pytest.raises(UserInputError, match="--image-size is 8x8, but .* 8x12"):
+    with pytest.raises(UserInputError, match=r"--image-size is 8x8, but .* 8x12"):
         load_data(f"folder:{root}", preprocessing=recorded, image_size=8)
 
 

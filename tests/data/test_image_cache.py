@@ -191,7 +191,7 @@ def test_a_folder_that_cannot_be_used_is_told(
 ) -> None:
     root = make(tmp_path / "data")
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserInputError, match="for decoded images cannot be used .*--cache"):
+    with pytest.raises(UserInputError, match=r"for decoded images cannot be used .*--cache"):
         load(root, tmp_path / "file" / "cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # nobody asked for this one
     assert_same(load_data(f"folder:{root}", image_size=12), load(root, "off"))

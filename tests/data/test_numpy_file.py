@@ -142,7 +142,7 @@ def test_zeros_that_are_packed_a_thousand_times_are_refused(
         tmp_path / "a.npz",
         compression=zipfile.ZIP_DEFLATED,
     )
-    with pytest.raises(UserInputError, match="would unpack from .* write it with numpy.savez"):
+    with pytest.raises(UserInputError, match=r"would unpack from .* write it with numpy\.savez"):
         load(path)
 
 
@@ -161,7 +161,7 @@ def test_objects_are_not_unpickled(tmp_path: Path) -> None:
             return (tmp_path / "was-run").touch, ()
 
     path = save(tmp_path / "a.npz", labels=np.array([Touch()] * COUNT, dtype=object))
-    with pytest.raises(UserInputError, match="labels of .* holds Python objects"):
+    with pytest.raises(UserInputError, match=r"labels of .* holds Python objects"):
         load(path)
     assert not (tmp_path / "was-run").exists()
     pickle.loads(pickle.dumps(Touch()))  # the attack is real

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from compress.data.image_data import Preprocessing
 from compress.data.decode_worker import Run, Task, decode_runs
+from compress.data.image_data import Preprocessing
 from compress.data.pictures import prepare
 
 MEAN = STD = (0.5, 0.5, 0.5)
