@@ -13,6 +13,7 @@ from compress.cli import (
     print_json,
     run_door,
 )
+from compress.door_options import add_data, add_opening, cache_of, opening_of
 from compress.errors import UserInputError
 from compress.files import check_output
 
@@ -42,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     words = "checkpoint with early exits, or replay table of a calibration split (.npz)"
     add("source", type=Path, metavar="CHECKPOINT|REPLAY", help=words)
-    add("--data", metavar="SPEC", help="digits, cifar10:DIR or folder:DIR, for a checkpoint")
+    add_data(parser, required=False, purpose="images for a checkpoint:")
     goal = parser.add_argument_group("objective, one of").add_mutually_exclusive_group()
     words = "least cost, at most so many points of accuracy below the whole network (0.5)"
     goal.add_argument("--max-drop", type=float, metavar="POINTS", help=words)
@@ -73,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of the split of the data, and of its halves")
     add("-o", "--output", type=Path, metavar="FILE", help="the plan (CHECKPOINT's name.plan.json)")
     add("--force", action="store_true", help="replace a plan that is there")
+    add_opening(parser)
     add_common_options(parser)
     return parser
 
@@ -125,8 +127,10 @@ def _job(options: argparse.Namespace, output: Path) -> "PlanJob":
         held_out=not options.in_sample,
         costs=options.costs,
         hand_made=_hand_made(options.hand_made),
+        opening=opening_of(options),
         device=str(resolve_device(options.device)),
         seed=options.seed,
+        cache=cache_of(options),
         progress=not options.quiet,
     )
 
@@ -140,7 +144,9 @@ def _recalibrate(options: argparse.Namespace) -> int:
         options.bundle,
         options.source,
         options.data,
+        opening=opening_of(options),
         seed=options.seed,
+        cache=cache_of(options),
         progress=not options.quiet,
     )
     if options.json:

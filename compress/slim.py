@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from compress.cli import HelpFormatter, add_common_options, print_json, run_door
+from compress.door_options import add_data, add_opening, cache_of, opening_of
 
 __all__ = ["main"]
 
@@ -76,15 +77,13 @@ def _parser() -> argparse.ArgumentParser:
     words = "leave layers like 'features.1*' alone; must match something; may be repeated"
     add("--ignore", action="append", default=[], metavar="PATTERN", help=words)
     add("--no-absorb", action="store_true", help="do not fold removed constants into biases")
-    add("--model", metavar="MODULE:FACTORY", help="function that builds a network of your own")
-    add("--input-size", type=int, metavar="PIXELS", help="side of the image (recorded one, or 224)")
-    add("--data", metavar="SPEC", help="compare outputs on digits, cifar10:DIR or folder:DIR")
+    add_data(parser, required=False, purpose="compare outputs on")
     add("--no-latency", action="store_true", help="skip the timing")
     add("--dry-run", action="store_true", help="compute and print, write nothing")
     add("--device", default="cpu", help="where to measure, such as cuda")
     add("--seed", type=int, default=0, help="of the noise that outputs are compared on")
     add("--force", action="store_true", help="replace existing outputs")
-    add("--unsafe-pickle", action="store_true", help="read pickled modules; runs the file's code")
+    add_opening(parser)
     add_common_options(parser)
     return parser
 
@@ -116,13 +115,12 @@ def _work(options: argparse.Namespace) -> int:
         output=options.output,
         force=options.force,
         write=not options.dry_run,
-        factory=options.model,
-        unsafe_pickle=options.unsafe_pickle,
-        image_size=options.input_size,
+        opening=opening_of(options),
         data=options.data,
         latency=not options.no_latency,
         device=str(resolve_device(options.device)),
         seed=options.seed,
+        cache=cache_of(options),
     )
     reports = []
     for report in slim_checkpoint(job):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import compress
+from compress import opened
 from compress.data.image_data import Split
 from compress.data.spec import load_data
 from compress.evaluate import main
@@ -176,7 +177,7 @@ def test_what_the_replay_file_holds_is_not_run_again(checkpoint, tmp_path, capsy
 
 
 def test_options_are_checked_before_the_data_are_read(checkpoint, capsys, monkeypatch):
-    monkeypatch.setattr(evaluation, "load_data", lambda *_, **__: pytest.fail("read the data"))
+    monkeypatch.setattr(opened, "load_data", lambda *_, **__: pytest.fail("read the data"))
     for wrong in (["--exits", "3", "--threshold", "0.5"], ["--threshold", "0.5,0.6"]):
         assert run(capsys, checkpoint, "--data", "digits", *wrong)[0] == 3
 
@@ -189,7 +190,7 @@ def test_an_empty_split(checkpoint, capsys, monkeypatch, empty):
         gone = Split(data.splits[empty].source, nothing, nothing)
         return replace(data, splits={**data.splits, empty: gone})
 
-    monkeypatch.setattr(evaluation, "load_data", without)
+    monkeypatch.setattr(opened, "load_data", without)
     code, out, err = run(capsys, checkpoint, "--data", "digits", "--threshold", "0.5")
     assert (code, out) == (3, "")
     assert f"the {empty} split of digits is empty" in err

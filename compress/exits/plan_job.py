@@ -1,13 +1,11 @@
 """Plan the exits of a checkpoint or of a replay table: what is asked for, what is found."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoint import model_from_checkpoint, read_checkpoint
-from compress.data.image_data import ImageData, Preprocessing
-from compress.data.spec import load_data
+from compress.data.image_data import ImageData
 from compress.errors import UnsupportedModelError, UserInputError
 from compress.exits.costs import ExitCosts, costs_from_table, read_costs
 from compress.exits.guarantee import Risk
@@ -18,7 +16,7 @@ from compress.exits.replay import ReplayTable, Source, fill_replay, load_replay
 from compress.files import check_readable
 from compress.measure.versions import hardware, versions
 from compress.models.early_exit import GFNetDynn
-from compress.training.teacher import recorded_image_size
+from compress.opened import Opening, open_checkpoint
 
 __all__ = ["PlanJob", "PlanReport", "front_rows", "plan_network", "replay_of"]
 
@@ -49,8 +47,10 @@ class PlanJob:
             true multiply-adds.
         hand_made: blocks and thresholds that somebody chose, to lay beside.
         test: also measure the plan on the test split of `data`.
-        device: where to run a checkpoint.
+        opening: how a checkpoint is opened.
+        device: where to run it.
         seed: of the split of the data, and of the halves.
+        cache: folder of decoded images, or "off"; None takes the usual folder.
         progress: show bars on stderr.
     """
 
@@ -65,8 +65,10 @@ class PlanJob:
     costs: Path | None = None
     hand_made: tuple[tuple[int, ...], float | tuple[float, ...]] | None = None
     test: bool = True
+    opening: Opening = field(default_factory=Opening)
     device: str = "cpu"
     seed: int = 0
+    cache: Path | str | None = None
     progress: bool = True
 
 
@@ -192,8 +194,10 @@ def replay_of(
     data: str | ImageData,
     splits: Sequence[str],
     *,
+    opening: Opening | None = None,
     device: str = "cpu",
     seed: int = 0,
+    cache: Path | str | None = None,
     progress: bool = True,
 ) -> dict[str, ReplayTable]:
     """Run a checkpoint with early exits over some splits.
@@ -202,27 +206,24 @@ def replay_of(
         UserInputError: the file or the data cannot be used.
         UnsupportedModelError: the checkpoint has no early exits.
     """
-    checkpoint = read_checkpoint(checkpoint_file)
-    model = model_from_checkpoint(checkpoint)
+    network = open_checkpoint(checkpoint_file, opening)
+    model = network.model
     if not isinstance(model, GFNetDynn):
         raise UnsupportedModelError(
             f"checkpoint {checkpoint_file} holds a {type(model).__name__} without early exits; "
             "expected one with heads and gates to plan for"
         )
-    if isinstance(data, str):
-        data = load_data(data, image_size=recorded_image_size(checkpoint), seed=seed)
-    recorded = checkpoint.meta.get("preprocessing")
-    normalize = Preprocessing.from_dict(recorded).normalize if recorded else data.normalize
+    data = network.data(data, seed=seed, cache=cache)
     return {
         split: fill_replay(
             model,
             data.splits[split],
-            normalize,
+            data.normalize,
             Source(
                 data=data.name,
                 split=split,
                 data_sha256=data.sha256,
-                checkpoint_sha256=checkpoint.sha256,
+                checkpoint_sha256=network.checkpoint.sha256,
             ),
             device=device,
             progress=progress,
@@ -241,7 +242,14 @@ def _tables(job: PlanJob) -> dict[str, ReplayTable]:
         )
     splits = (CALIBRATION, TEST) if job.test else (CALIBRATION,)
     return replay_of(
-        job.source, job.data, splits, device=job.device, seed=job.seed, progress=job.progress
+        job.source,
+        job.data,
+        splits,
+        opening=job.opening,
+        device=job.device,
+        seed=job.seed,
+        cache=job.cache,
+        progress=job.progress,
     )
 
 

@@ -3,7 +3,7 @@
 import functools
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from compress.export.targets import target
 from compress.files import replacing_folder
 from compress.measure.versions import hardware, versions
 from compress.models.early_exit import GFNetDynn
+from compress.opened import Opening
 from compress.runtime.cuda import probe_cuda
 from compress.runtime.engine_builder import build_engines
 from compress.runtime.engines import EngineSet
@@ -60,14 +61,12 @@ class ExportJob:
         max_batch: the most images that a segment takes at a time.
         builder: one of `BUILDERS`; "auto" builds engines where the target is here.
         data: "digits", "cifar10:DIR", "folder:DIR", or the images; None takes what is recorded.
-        image_size: side in pixels, for networks that take any.
+        opening: how the checkpoint is opened.
         tolerance: largest relative error of the logits of an image; None takes the precision's.
         keep_int8: keep int8 in segments that it does not make faster here, too.
-        head_positions: blocks behind which the heads of a foreign checkpoint stand.
-        factory: "package.module:function" for a network that is not of `compress.models`.
-        unsafe_pickle: read whole-module pickles, which runs code from the file.
         force: replace a bundle that is there.
         seed: of the split of the data, and of noise.
+        cache: folder of decoded images, or "off"; None takes the usual folder.
         progress: show bars on stderr.
     """
 
@@ -82,14 +81,12 @@ class ExportJob:
     max_batch: int = 1
     builder: str = "auto"
     data: str | ImageData | None = None
-    image_size: int | None = None
+    opening: Opening = field(default_factory=Opening)
     tolerance: float | None = None
     keep_int8: bool = False
-    head_positions: tuple[int, ...] | None = None
-    factory: str | None = None
-    unsafe_pickle: bool = False
     force: bool = False
     seed: int = 0
+    cache: Path | str | None = None
     progress: bool = True
 
 
@@ -172,11 +169,9 @@ def export_checkpoint(job: ExportJob) -> ExportReport:
         thresholds=job.thresholds,
         plan=job.plan,
         data=job.data,
-        image_size=job.image_size,
-        factory=job.factory,
-        unsafe_pickle=job.unsafe_pickle,
-        head_positions=job.head_positions,
+        opening=job.opening,
         seed=job.seed,
+        cache=job.cache,
     )
     with replacing_folder(job.output) as folder:
         files = write_segments(

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from compress.errors import UnsupportedModelError
 
-__all__ = ["SINGLE", "float_outputs", "named_outputs"]
+__all__ = ["SINGLE", "float_outputs", "logits_of", "named_outputs"]
 
+LOGITS = ("logits", "out", "probs")  # what classifiers call them, the clearest first
 SINGLE = "output"  # the name of the only tensor of a network that returns just this
 
 
@@ -53,6 +54,31 @@ def named_outputs(output: Any) -> dict[str, Tensor]:
 def float_outputs(output: Any) -> dict[str, Tensor]:
     """Return the floating-point tensors of `named_outputs`: those that can be compared."""
     return {name: t for name, t in named_outputs(output).items() if t.is_floating_point()}
+
+
+def logits_of(output: Any) -> Tensor:
+    """Return the logits (B, K) among what a classifier returned.
+
+    That is its only tensor, or the one called "logits", "out" or "probs" (as the published VGGNet
+    calls its logits), or the first that is a float matrix: auxiliary classifiers stand behind.
+
+    Raises:
+        UnsupportedModelError: there is none.
+    """
+    if isinstance(output, Tensor):
+        return output
+    named = float_outputs(output)
+    by_key = (named[key] for key in LOGITS if key in named)
+    matrices = (tensor for tensor in named.values() if tensor.dim() == 2)
+    found = next(by_key, None)
+    if found is None:
+        found = next(matrices, None)
+    if found is None:
+        raise UnsupportedModelError(
+            f"the network returns {', '.join(named) or 'no float tensor'}; expected logits of "
+            "shape (B, classes), as a classifier gives"
+        )
+    return found
 
 
 def _walk(part: Any, path: str) -> Iterator[tuple[str, Tensor]]:

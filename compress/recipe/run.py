@@ -111,7 +111,7 @@ def check_recipe(recipe: Recipe) -> ImageData:
     """
     plan_tasks(recipe)
     data = load_data(recipe.data, image_size=recipe.image_size, seed=recipe.seed)
-    side = data.preprocessing.image_size
+    side = data.preprocessing.size
     check_networks(recipe, num_classes=len(data.classes), image_size=side)
     return data
 
@@ -128,7 +128,7 @@ def validate_recipe(recipe: Recipe) -> list[Task]:
     return tasks
 
 
-def check_networks(recipe: Recipe, *, num_classes: int, image_size: int) -> None:
+def check_networks(recipe: Recipe, *, num_classes: int, image_size: int | tuple[int, int]) -> None:
     """Check that the networks of a recipe can be built, and that layers are named that they have.
 
     Raises:
@@ -151,7 +151,7 @@ def _told_of(where: str) -> Iterator[None]:
         raise type(err)(f"{where}: {err}") from err
 
 
-def _built(step: Step, num_classes: int, image_size: int) -> nn.Module:
+def _built(step: Step, num_classes: int, image_size: int | tuple[int, int]) -> nn.Module:
     settings = dict(step.options.model)
     spec = f"{settings.pop('arch')}:{json.dumps(settings)}"
     with torch.device("meta"):  # shapes alone

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.checkpoint import load, read_checkpoint
+from compress.checkpoint import load
 from compress.data.augment import Augment, AugmentConfig
 from compress.data.image_data import ImageData
 from compress.errors import UserInputError
@@ -18,6 +18,7 @@ from compress.measure.accuracy import evaluate_accuracy
 from compress.models.channel_kinds import resolve_kinds, with_scales
 from compress.models.early_exit import with_exits
 from compress.models.gfnet import GFNet
+from compress.opened import open_checkpoint
 from compress.recipe.engine import Context, Work
 from compress.recipe.exit_tasks import evaluate_exits, plan_task
 from compress.recipe.export_tasks import dispatch_bundle, export_network
@@ -74,7 +75,7 @@ def _distil(context: Context, recipe: Recipe, data: ImageData, progress: bool) -
     settings = DistillationConfig(
         **{name: options[name] for name in ("kind", "alpha", "temperature")}
     )
-    teacher = teacher_from(read_checkpoint(source), data, path=source)
+    teacher = teacher_from(open_checkpoint(source), data)
     objective = distillation(teacher, settings, label_smoothing=options["label_smoothing"])
     model = _new_network(context, recipe, data)
     return _fit(context, recipe, data, model, progress, objective=objective)
@@ -84,7 +85,7 @@ def _new_network(context: Context, recipe: Recipe, data: ImageData) -> nn.Module
     settings = dict(context.task.options["model"])
     spec = f"{settings.pop('arch')}:{json.dumps(settings)}"
     torch.manual_seed(recipe.seed)  # of the first weights
-    side = data.preprocessing.image_size
+    side = data.preprocessing.size
     return build_student(spec, num_classes=len(data.classes), image_size=side)
 
 
@@ -181,7 +182,6 @@ def _slim(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> 
         output=context.folder / "slim.pth",
         force=True,  # what an interrupted run of this task left
         latency=False,  # all networks are timed in turn at the end
-        image_size=data.preprocessing.image_size,
         images=data,
         seed=recipe.seed,
     )

@@ -66,6 +66,20 @@ class Preprocessing:
             )
         _check_normalization(self.mean, self.std)
 
+    @classmethod
+    def of_size(
+        cls: Type[Self], image_size: Side, mean: Tuple[float, ...], std: Tuple[float, ...]
+    ) -> Self:
+        """Return the plainest one: resized to the size (bicubic), nothing cut from a square."""
+        shorter = min(image_size) if isinstance(image_size, tuple) else image_size
+        return cls(
+            image_size=image_size,
+            resize="pillow-bicubic",
+            resize_size=shorter,
+            mean=mean,
+            std=std,
+        )
+
     @property
     def size(self) -> Tuple[int, int]:
         """Height and width of the input, pixels."""

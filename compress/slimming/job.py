@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.checkpoint import Checkpoint, read_checkpoint, save
+from compress.checkpoint import Checkpoint, save
 from compress.data.image_data import ImageData
 from compress.errors import UserInputError
 from compress.files import check_output, write_json
 from compress.measure.latency import measure_latency
 from compress.measure.macs import count
 from compress.models.channel_kinds import counted_form, counts_matrices
+from compress.opened import Opening, open_checkpoint
 from compress.optional import require
 from compress.slimming.report import Absorption, Figures, SlimReport
 from compress.slimming.selection import check_ratio
@@ -41,15 +42,13 @@ class SlimJob:
         output: file to write, or folder for several ratios; None names them after the checkpoint.
         force: replace existing outputs.
         write: False only computes and reports.
-        factory: "package.module:function" for a network that is not of `compress.models`.
-        unsafe_pickle: read whole-module pickles, which runs code from the file.
-        image_size: side of the images; None takes the one that the network is built for or that the
-            checkpoint records, or 224.
+        opening: how the checkpoint is opened.
         data: where images to compare outputs on come from ("digits", …); None for seeded noise.
         images: the same, loaded already.
         latency: measure it.
         device: where to measure.
         seed: of the noise.
+        cache: folder of decoded images, or "off"; None takes the usual folder.
     """
 
     checkpoint: Path
@@ -59,14 +58,13 @@ class SlimJob:
     output: Path | None = None
     force: bool = False
     write: bool = True
-    factory: str | None = None
-    unsafe_pickle: bool = False
-    image_size: int | None = None
+    opening: Opening = field(default_factory=Opening)
     data: str | None = None
     images: ImageData | None = None
     latency: bool = True
     device: str = "cpu"
     seed: int = 0
+    cache: Path | str | None = None
 
 
 def slim_checkpoint(job: SlimJob) -> Iterator[SlimReport]:
@@ -78,20 +76,15 @@ def slim_checkpoint(job: SlimJob) -> Iterator[SlimReport]:
     """
     for ratio in job.ratios:
         check_ratio(ratio)
-    if job.image_size is not None and job.image_size < 1:
-        raise UserInputError(f"--input-size is {job.image_size}; expected at least 1")
     if job.write:
         for ratio in job.ratios:
             _check_outputs(job, ratio)
-    checkpoint = read_checkpoint(
-        job.checkpoint, factory=job.factory, unsafe_pickle=job.unsafe_pickle
-    )
     source = open_source(
-        checkpoint,
+        open_checkpoint(job.checkpoint, job.opening),
         groups=job.options.groups,
-        image_size=job.image_size,
         data=job.data if job.images is None else job.images,
         seed=job.seed,
+        cache=job.cache,
     )
     target = _search(job, source)
     for ratio in [target.pruning_ratio] if target else job.ratios:

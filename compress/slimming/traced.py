@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import UnsupportedModelError
+from compress.models.rebuild import at_own_widths
 from compress.slimming.patterns import matching
 from compress.slimming.selection import Selection
 from compress.slimming.traced_absorb import absorb_, find_readers
@@ -108,7 +109,7 @@ class TracedNetwork:
         self.not_absorbed = tuple(absorb_(slim, self._readers, removed)) if absorb else ()
         if removed and not self._cuts_exactly_(slim, removed):
             raise self._inexact(selection)
-        return slim
+        return at_own_widths(slim)
 
     def _removed(
         self, selection: Selection, only: str | None = None

@@ -64,7 +64,7 @@ def test_other_classes_replace_the_heads_and_nothing_else(name: str) -> None:
 def test_a_network_that_fits_is_given_back(name: str) -> None:
     model = networks()[name]
     assert transferred(model) is model
-    assert transferred(model, num_classes=10, image_size=16) is model
+    assert transferred(model, num_classes=10, image_size=(16, 16)) is model
 
 
 def test_a_new_head_follows_the_seed() -> None:
@@ -79,7 +79,7 @@ def test_a_new_head_follows_the_seed() -> None:
 
 def test_another_size_and_other_classes_at_once() -> None:
     model = networks()["gfnet_dynn"]
-    twin = transferred(model, num_classes=4, image_size=24)
+    twin = transferred(model, num_classes=4, image_size=(24, 24))
     expected = resized(model, 24)  # type: ignore[arg-type]
     assert twin(torch.randn(1, 3, 24, 24)).shape == (1, 4)
     for name in ("pos_embed", "blocks.1.filter.complex_weight", "blocks.2.mlp.fc1.weight"):
@@ -88,12 +88,12 @@ def test_another_size_and_other_classes_at_once() -> None:
 
 def test_a_vgg_takes_another_size_as_it_is() -> None:
     model = networks()["vgg"]
-    assert transferred(model, image_size=24) is model
+    assert transferred(model, image_size=(24, 24)) is model
 
 
 def test_a_size_that_the_patches_do_not_divide() -> None:
     with pytest.raises(UserInputError, match="18x18 is not divisible by the patch size 4"):
-        transferred(networks()["gfnet"], image_size=18)
+        transferred(networks()["gfnet"], image_size=(18, 18))
 
 
 def test_the_head_of_a_network_that_is_not_ours() -> None:
