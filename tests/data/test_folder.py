@@ -187,7 +187,7 @@ def test_given_splits_are_kept(
     assert f"{train}/ is train" in line
     assert "2 classes, train 24, validation 3, calibration 3, test 5" in line
     assert "validation and calibration out of train" in line
-    assert "passed over 1 files (.csv 1)" in line
+    assert "passed over 1 file (.csv 1)" in line
 
 
 @pytest.mark.parametrize("name", ["val", "Valid", "validation"])

@@ -222,7 +222,7 @@ def start(root: Path, cache: Path) -> "subprocess.Popen[str]":
 
 @pytest.mark.slow
 def test_two_processes_that_start_at_once_make_one_file(tmp_path: Path) -> None:
-    root, cache = make(tmp_path / "data", 700), tmp_path / "cache"
+    root, cache = make(tmp_path / "data", 510), tmp_path / "cache"
     told = [process.communicate() for process in [start(root, cache) for _ in range(2)]]
     assert told[0][0] == told[1][0] == load(root, cache).sha256 + "\n", told
     assert len(files(cache)) == 1
@@ -232,7 +232,7 @@ def test_two_processes_that_start_at_once_make_one_file(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("wait_s", [0.02, 0.3])
 def test_a_killed_first_pass_starts_anew(wait_s: float, tmp_path: Path) -> None:
-    root, cache = make(tmp_path / "data", 1500), tmp_path / "cache"
+    root, cache = make(tmp_path / "data", 600), tmp_path / "cache"
     process = start(root, cache)
     while not list(cache.glob(".*.part")):
         assert process.poll() is None, process.communicate()
