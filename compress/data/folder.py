@@ -217,4 +217,5 @@ def _told(folder: Path, layout: Layout, parts: Parts) -> str:
 def _counts(skipped: Mapping[str, int]) -> str:
     total = sum(skipped.values())
     kinds = sorted(skipped, key=lambda kind: -skipped[kind])[:NAMED]
-    return f"{total} file{'s' if total > 1 else ''} ({', '.join(f'{kind} {skipped[kind]}' for kind in kinds)})"
+    named = ", ".join(f"{kind} {skipped[kind]}" for kind in kinds)
+    return f"{total} file{'s' if total > 1 else ''} ({named})"
