@@ -55,7 +55,7 @@ class ImageListing:
         states: (size in bytes, time of content, time of entry in nanoseconds) of each.
     """
 
-    paths: Sequence[Path]
+    paths: Sequence[str]
     names: Sequence[str]
     states: Sequence[tuple[int, int, int]]
 
@@ -80,7 +80,7 @@ class CachedSource(FileSource):
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        paths: Sequence[str],
         preprocessing: Preprocessing,
         pixels: NDArray[np.uint8],
         crcs: NDArray[np.uint32],
@@ -138,12 +138,7 @@ def prepared_images(
         source = FileSource(listing.paths, preprocessing)
         return PreparedImages(source=source, sha256=table.sha256, one_size=table.one_size)
     file = _file(folder, listing, preprocessing)
-    table = open_table(file)
-    if table is None:
-        with _lock(file.path):
-            table = open_table(file)  # perhaps made by another process, just now
-            if table is None:
-                table = _make(file, listing, preprocessing)
+    table = open_table(file) or _made(file, listing, preprocessing)
     source = FileSource(listing.paths, preprocessing)
     if file.image_bytes:
         source = CachedSource(listing.paths, preprocessing, file.pixels(), table.crcs)
@@ -172,10 +167,17 @@ def _file(folder: Path, listing: ImageListing, preprocessing: Preprocessing) -> 
 def _key(listing: ImageListing, preprocessing: Preprocessing) -> str:
     geometry = {**preprocessing.to_dict(), "channels": preprocessing.channels}
     del geometry["mean"], geometry["std"]  # pixels are kept before they are normalised
-    digest = hashlib.sha256(json.dumps(geometry, sort_keys=True).encode())
-    for name, state in zip(listing.names, listing.states, strict=True):
-        digest.update(f"\n{state}".encode() + os.fsencode(name) + b"\0")
-    return digest.hexdigest()
+    files = "\0".join(
+        f"{name}\0{size} {content} {entry}"
+        for name, (size, content, entry) in zip(listing.names, listing.states, strict=True)
+    )
+    head = json.dumps(geometry, sort_keys=True)
+    return hashlib.sha256(os.fsencode(f"{head}\0{files}")).hexdigest()
+
+
+def _made(file: CacheFile, listing: ImageListing, preprocessing: Preprocessing) -> Table:
+    with _lock(file.path):  # while this waited another process may have made it
+        return open_table(file) or _make(file, listing, preprocessing)
 
 
 def _make(file: CacheFile, listing: ImageListing, preprocessing: Preprocessing) -> Table:
