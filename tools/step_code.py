@@ -34,11 +34,12 @@ CONFIRMED = ROOT / "tests" / "recipe" / "step_code.json"
 WITHOUT_EFFECT = frozenset(
     "compress." + name
     for name in (
-        *("errors", "files", "optional", "cli", "measure.versions", "training.progress"),
+        *("errors", "files", "optional", "cli", "measure.versions", "progress"),
         *("recipe.engine", "recipe.plan", "recipe.schema"),  # their part is in the options
     )
 )
 ALWAYS = ("compress.data.spec", "load_data")
+MOST_NAMED = 12  # modules that a message lists
 LOGGERS = frozenset({"logger", "log", "warnings", "bar"})
 NO_FIELDS = frozenset({"annotation", "returns", "type_comment", "type_params", "kind", "ctx"})
 
@@ -94,7 +95,8 @@ def told_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
             if found["version"] == was["version"]:
                 version = f"version {found['version']} still"
             lines.append(f"{kind}: {version}")
-    return [*lines, f"in {', '.join(modules)}"] if lines else []
+    more = f" and {len(modules) - MOST_NAMED} more" if len(modules) > MOST_NAMED else ""
+    return [*lines, f"in {', '.join(modules[:MOST_NAMED])}{more}"] if lines else []
 
 
 def reached(start: Iterable[Definition]) -> set[Definition]:

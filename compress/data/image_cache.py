@@ -32,7 +32,7 @@ from compress.data.first_pass import check_damage, decode_files
 from compress.data.image_data import ImageSource, Preprocessing
 from compress.data.pictures import FileSource
 from compress.errors import UserInputError
-from compress.files import replacing
+from compress.files import remove, replacing
 
 __all__ = ["OFF", "CachedSource", "ImageListing", "PreparedImages", "prepared_images"]
 
@@ -134,9 +134,9 @@ def prepared_images(
     """
     folder = _usable_folder(cache)
     if folder is None:
-        table = _decoded(listing, preprocessing, Task(preprocessing=None))
+        seen = _decoded(listing, preprocessing, Task(preprocessing=None))
         source = FileSource(listing.paths, preprocessing)
-        return PreparedImages(source=source, sha256=table.sha256, one_size=table.one_size)
+        return PreparedImages(source=source, sha256=seen.sha256, one_size=seen.one_size)
     file = _file(folder, listing, preprocessing)
     table = open_table(file) or _made(file, listing, preprocessing)
     source = FileSource(listing.paths, preprocessing)
@@ -183,8 +183,6 @@ def _made(file: CacheFile, listing: ImageListing, preprocessing: Preprocessing) 
 def _make(file: CacheFile, listing: ImageListing, preprocessing: Preprocessing) -> Table:
     if file.path.exists():
         logger.info("decoded images in %s are damaged or incomplete: made anew", file.path)
-    for part in file.path.parent.glob(f".{file.path.name}.*.part"):  # of a process that was killed
-        part.unlink(missing_ok=True)
     _make_room(file.path.parent, file.size)
     with replacing(file.path) as part:
         _reserve(part, file.size)
@@ -260,8 +258,7 @@ def _make_room(folder: Path, needed: int) -> None:
     for _, size, path in sorted(kept):
         if total <= MOST_KEPT:
             break
-        if is_cache_file(path):
-            path.unlink(missing_ok=True)
+        if remove(path, is_ours=is_cache_file):
             total -= size
 
 
@@ -276,7 +273,7 @@ def _lock(path: Path) -> Iterator[None]:
     except ImportError:
         yield
         return
-    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
+    with open(path.with_name(f".{path.name}.lock"), "a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
