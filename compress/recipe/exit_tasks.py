@@ -21,7 +21,7 @@ from compress.exits.sweep import (
 from compress.files import sha256_of, write_text
 from compress.models.early_exit import GFNetDynn
 from compress.recipe.engine import Context
-from compress.recipe.networks import network_of, opening_of_chain
+from compress.recipe.networks import network_of, opening_of
 from compress.recipe.schema import Recipe
 
 __all__ = ["evaluate_exits", "plan_task"]
@@ -70,7 +70,7 @@ def plan_task(context: Context, recipe: Recipe, data: ImageData, progress: bool)
     report = plan_network(
         PlanJob(
             source=context.network.path("checkpoint"),
-            opening=opening_of_chain(context, context.network.path("checkpoint")),
+            opening=opening_of(context),
             output=context.folder / "plan.json",
             data=data,
             objective=None if risk else objective,

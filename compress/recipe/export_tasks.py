@@ -18,7 +18,7 @@ from compress.files import replacing, write_json
 from compress.models.early_exit import GFNetDynn, with_exits
 from compress.optional import require
 from compress.recipe.engine import Context
-from compress.recipe.networks import network_of, opening_of_chain
+from compress.recipe.networks import network_of, opening_of
 from compress.recipe.schema import Recipe
 from compress.runtime.dispatcher import Dispatcher
 from compress.runtime.manifest import Manifest
@@ -51,7 +51,7 @@ def _bundle(context: Context, recipe: Recipe, data: ImageData, progress: bool) -
     report = export_checkpoint(
         ExportJob(
             checkpoint=context.network.path("checkpoint"),
-            opening=opening_of_chain(context, context.network.path("checkpoint")),
+            opening=opening_of(context),
             output=context.folder / "bundle",
             split_exits=planned is not None or evaluated is not None,
             plan=None if planned is None else planned.path("plan"),

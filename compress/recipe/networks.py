@@ -5,13 +5,12 @@ from typing import Any
 
 from torch import nn
 
-from compress.checkpoint import read_checkpoint
 from compress.data.image_data import ImageData
 from compress.data.spec import load_data
 from compress.errors import UserInputError
-from compress.models.factory import FACTORY_ARCH
-from compress.opened import Opened, Opening, opened
+from compress.opened import Opened, Opening, open_checkpoint
 from compress.recipe.engine import Context
+from compress.recipe.plan import DISTILLED
 from compress.recipe.schema import Recipe, Step
 from compress.training.transfer import transferred
 
@@ -19,7 +18,7 @@ __all__ = [
     "began_with",
     "network_of",
     "opened_start",
-    "opening_of_chain",
+    "opening_of",
     "pretrained",
     "recipe_data",
 ]
@@ -55,8 +54,7 @@ def began_with(step: Step, recipe: Recipe) -> Opened | None:
 
 def _open(file: str, factory: str | None, recipe: Recipe, *, retrain: bool) -> Opened:
     opening = Opening(factory=factory, image_size=recipe.image_size, retrain=retrain)
-    path = Path(file).expanduser()
-    return opened(path, opening.read(path), opening)
+    return open_checkpoint(Path(file).expanduser(), opening)
 
 
 def opened_start(options: dict[str, Any], recipe: Recipe) -> Opened:
@@ -80,15 +78,16 @@ def pretrained(options: dict[str, Any], recipe: Recipe, *, classes: int) -> nn.M
     return transferred(network.model, num_classes=classes)
 
 
-def opening_of_chain(context: Context, path: Path) -> Opening:
-    """Return how a checkpoint that a task reads is opened: with the factory where it needs one."""
-    if context.task.factory is None:
-        return Opening()
-    needs = read_checkpoint(path, factory=context.task.factory).arch == FACTORY_ARCH
-    return Opening(factory=context.task.factory if needs else None)
+def opening_of(context: Context, network: str = "") -> Opening:
+    """Return how a checkpoint that a task reads is opened.
+
+    Args:
+        context: of the task.
+        network: whose checkpoint it is, where the task reads those of several.
+    """
+    return Opening(factory=None if DISTILLED in network else context.task.factory)
 
 
-def network_of(context: Context, path: Path) -> nn.Module:
-    """Return the network of a checkpoint that a task reads."""
-    opening = opening_of_chain(context, path)
-    return opened(path, opening.read(path), opening).model
+def network_of(context: Context, path: Path, network: str = "") -> nn.Module:
+    """Return the network of a checkpoint that a task reads; arguments as of `opening_of`."""
+    return open_checkpoint(path, opening_of(context, network)).model

@@ -101,13 +101,17 @@ class _Chain:
             options=own,
             needs=needs,
             version=STEP_VERSIONS[kind],
-            factory=self.factory,
+            factory=self.factory if kind == "distil" else self.factory_of(network),
         )
         self.tasks.append(task)
         if network is not None:
             self.history.setdefault(network, {})[kind] = name
             if makes_checkpoint:
                 self.newest[network] = name
+
+    def factory_of(self, network: str | None) -> str | None:
+        """Return the factory that a network needs: one that `distil` made is always of ours."""
+        return None if network is not None and DISTILLED in network else self.factory
 
     @property
     def begins_trained(self) -> bool:

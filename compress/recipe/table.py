@@ -40,7 +40,7 @@ def compare_networks(context: Context, images: Tensor, *, seconds: float) -> dic
     """
     options = context.task.options
     models = {
-        network: network_of(context, context.inputs[newest].path("checkpoint"))
+        network: network_of(context, context.inputs[newest].path("checkpoint"), network)
         for network, newest in options["newest"].items()
     }
     outcomes = {

@@ -22,7 +22,7 @@ from compress.opened import check_classes, open_checkpoint
 from compress.recipe.engine import Context, Work
 from compress.recipe.exit_tasks import evaluate_exits, plan_task
 from compress.recipe.export_tasks import dispatch_bundle, export_network
-from compress.recipe.networks import network_of, opened_start, opening_of_chain, pretrained
+from compress.recipe.networks import network_of, opened_start, opening_of, pretrained
 from compress.recipe.report_tasks import benchmark_networks, report_run
 from compress.recipe.schema import Recipe
 from compress.recipe.table import compare_networks, table_text
@@ -185,7 +185,7 @@ def _slim(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> 
     source = context.only_input
     job = SlimJob(
         checkpoint=source.path("checkpoint"),
-        opening=opening_of_chain(context, source.path("checkpoint")),
+        opening=opening_of(context),
         ratios=(options["ratio"],),
         options=SlimOptions(
             round_to=options["round_to"],

@@ -32,6 +32,7 @@ __all__ = ["collect"]
 S = TypeVar("S")
 T = TypeVar("T")
 KINDS = (
+    "start",
     "train",
     "slim",
     "finetune",

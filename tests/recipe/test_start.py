@@ -157,7 +157,7 @@ def test_slim_and_exits_follow_one_another_in_both_orders(tmp_path, order, netwo
         ({"start": {"checkpoint": "none.pth"}}, "none.pth does not exist"),
         ({"train": {}}, "expected `model`, or `start`"),
         ({"train": {"start": "GIVEN", "model": {"arch": "gfnet_12_192"}}}, "train.model names"),
-        ({"start": {"checkpoint": "GIVEN", "model": FACTORY}}, ""),
+        ({"start": {"checkpoint": "GIVEN", "model": FACTORY}}, "needs no --model"),
     ],
     ids=["no file", "missing", "nothing", "another network", "factory"],
 )
