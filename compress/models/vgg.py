@@ -76,17 +76,6 @@ class VGG(nn.Module):
 
     @property
     def default_input_size(self) -> int | None:
-        """Side of the images that networks of this form are published for; None where unknown."""
-        return 224 if self.config["pooled"] == 7 else None
-
-    @property
-    def display_name(self) -> str:
-        """The name that people use, such as "vgg16_bn"; "vgg_bn" for other depths."""
-        depths = tuple(len(stage) for stage in self.config["widths"])
-        return next((f"vgg{n}_bn" for n, d in VGG_DEPTHS.items() if d == depths), "vgg_bn")
-
-    @property
-    def default_input_size(self) -> int | None:
         """Side of the images that this form is published for; None where unknown."""
         sides = {1: 32, 7: 224}  # by the side of the map that five pools leave
         return sides.get(self.config["pooled"]) if len(self.config["widths"]) == 5 else None
