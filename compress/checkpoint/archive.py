@@ -126,6 +126,11 @@ def _checked_sizes(archive: zipfile.ZipFile, file_size: int) -> dict[str, int]:
     members = archive.infolist()
     if len(members) > MAX_MEMBERS:
         raise MalformedError(f"it has more than {MAX_MEMBERS:,} members")
+    if any(member.filename.endswith("/constants.pkl") for member in members):
+        raise MalformedError(
+            "it is a TorchScript program, not weights: load it with torch.jit.load and save its "
+            "state_dict()"
+        )
     sizes: dict[str, int] = {}
     for member in members:
         if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
@@ -153,11 +158,6 @@ def _gaps(members: list[zipfile.ZipInfo], file_size: int) -> Iterator[tuple[int,
 
 def _root(sizes: dict[str, int]) -> str:
     roots = [name.removesuffix("/data.pkl") for name in sizes if name.endswith("/data.pkl")]
-    if any(name.endswith("/constants.pkl") for name in sizes):
-        raise MalformedError(
-            "it is a TorchScript program, not weights: load it with torch.jit.load and save its "
-            "state_dict()"
-        )
     if len(roots) != 1:
         raise MalformedError(f"it has {len(roots)} files data.pkl, as no file of torch.save")
     return roots[0]

@@ -24,7 +24,7 @@ from compress.checkpoint.plain_values import (
 
 __all__ = ["MAX_INSTRUCTIONS", "PickleOutline"]
 
-MAX_INSTRUCTIONS = 4_000_000  # some 100,000 tensors; four seconds
+MAX_INSTRUCTIONS = 1_500_000  # some 50,000 tensors; a few seconds
 MAX_READ = 1 << 28  # bytes of one value; arrays stand in pickles whole
 MAX_COPIED = 1 << 26  # values
 MARK = object()
@@ -57,17 +57,17 @@ class PickleOutline:
             MalformedError: the bytes are no pickle of values, or take too long.
         """
         self._stack, self._memo = [], {}
-        while True:
+        read, instructions = self._file.read, _INSTRUCTIONS
+        for _ in range(self._steps):
             self._steps -= 1
-            if self._steps < 0:
-                raise MalformedError(f"it takes more than {MAX_INSTRUCTIONS:,} instructions")
-            code = self._take(1)
+            code = read(1)
             if code == b".":
                 return self._pop()
-            instruction = _INSTRUCTIONS.get(code)
+            instruction = instructions.get(code)
             if instruction is None:
                 raise MalformedError(f"{code!r} is no instruction of a pickle of weights")
             instruction(self)
+        raise MalformedError(f"it takes more than {MAX_INSTRUCTIONS:,} instructions")
 
     def _take(self, count: int) -> bytes:
         if count > MAX_READ:

@@ -20,7 +20,7 @@ from compress.errors import UserInputError
 __all__ = ["MAX_GIB", "MAX_TENSORS", "StoredTensors", "read_tensors", "sha256_of_tensors"]
 
 MAX_GIB = 16.0
-MAX_TENSORS = 100_000
+MAX_TENSORS = 50_000
 GIB = 1 << 30
 FLOAT32_BYTES = 4
 
