@@ -196,7 +196,8 @@ def _part(whole: FoundWeights, group: str, names: list[str]) -> FoundWeights:
         n[start:]: facts for n, facts in whole.versions.items() if n.startswith(f"{group}.")
     }
     state = {n[start:]: whole.state[n] for n in names}
-    return FoundWeights(name=f"{whole.name}.{group}", state=state, versions=versions)
+    name = group if whole.name == BARE else f"{whole.name}.{group}"
+    return FoundWeights(name=name, state=state, versions=versions)
 
 
 def _module_state(module: Opaque) -> Record:

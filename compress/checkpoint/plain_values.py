@@ -261,5 +261,5 @@ COPIES: dict[str, Callable[..., Any]] = {
     "numpy.dtype": _dtype,
     "_codecs.encode": _encode,
     "torch.Size": _first,
-    "torch.device": _first,
+    "torch.device": lambda *parts: ":".join(map(str, parts)),
 }

@@ -45,7 +45,7 @@ def save(
     if path.exists() and not force:
         raise UserInputError(f"output {path} exists; choose another name, or replace it with force")
     own = model.state_dict()
-    state = OrderedDict((name, tensor.detach().cpu()) for name, tensor in own.items())
+    state = OrderedDict((name, _whole(tensor.detach().cpu())) for name, tensor in own.items())
     versions = versions_of(own)
     head = {
         "format": FORMAT,
@@ -76,5 +76,16 @@ def _save_safetensors(
     writer = require("safetensors.torch", "writing .safetensors files")
     numbers = {name: facts["version"] for name, facts in versions.items()}
     text = json.dumps({**head, "versions": numbers})
-    whole = {name: tensor.contiguous() for name, tensor in state.items()}
-    writer.save_file(whole, part, metadata={METADATA_KEY: text})
+    seen: set[int] = set()
+    apart: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():  # the format has no tied weights: each is written by itself
+        address = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if address in seen else tensor.contiguous()
+        seen.add(address)
+    writer.save_file(apart, part, metadata={METADATA_KEY: text})
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor whose values are all in memory, as an expanded one is refused on reading."""
+    held = tensor.untyped_storage().nbytes()
+    return tensor.contiguous() if held < tensor.numel() * tensor.itemsize else tensor
