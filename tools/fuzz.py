@@ -11,7 +11,10 @@ bound end the command with exit code 1.
 """
 
 import argparse
+import contextlib
+import io
 import json
+import logging
 import multiprocessing
 import os
 import selectors
@@ -73,7 +76,7 @@ class Counts:
     def to_text(self) -> str:
         """Return a table, a line for each kind, and the sum."""
         total = sum(self.outcomes.values(), Counter())
-        rows = [("kind", *OUTCOMES)]
+        rows: list[tuple[str, ...]] = [("kind", *OUTCOMES)]
         for name, counts in [*sorted(self.outcomes.items()), ("all", total)]:
             rows.append((name, *(str(counts[outcome]) for outcome in OUTCOMES)))
         return "\n".join(f"{r[0]:12}" + "".join(f"{cell:>11}" for cell in r[1:]) for r in rows)
@@ -252,11 +255,29 @@ def _chosen_kinds(folder: Path, names: Sequence[str]) -> list[Kind]:
     from tools.fuzzing.seeds import kind_names, make_kinds
 
     torch.set_num_threads(1)
+    logging.getLogger("compress").setLevel(logging.ERROR)  # notes of good inputs
     known = kind_names()
     for name in names:
         if name not in known:
             raise SystemExit(f"--kinds {name} is not known; expected some of {', '.join(known)}")
-    return make_kinds(folder / "seeds", [name for name in known if not names or name in names])
+    kinds = make_kinds(folder / "seeds", [name for name in known if not names or name in names])
+    for kind in kinds:
+        _check_seeds(kind)
+    return kinds
+
+
+def _check_seeds(kind: Kind) -> None:
+    """Read the good inputs once: they must be good, and libraries load what they load late."""
+    for seed in kind.seeds:
+        code = None
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+            contextlib.suppress(*kind.refusals),
+        ):
+            code = kind.read(seed)
+        if code:
+            raise RuntimeError(f"the good {kind.name} in {seed} ends with {code}")
 
 
 def _show(counts: Counts, options: argparse.Namespace, seconds: float) -> None:

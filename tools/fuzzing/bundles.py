@@ -133,7 +133,16 @@ def _name_again(case: Path, path: Path) -> None:
 def _mutate_graph(rng: random.Random, path: Path) -> None:
     model = onnx.load(path, load_external_data=False)
     way = rng.choice(
-        (_external, _external, _custom, _drop_node, _other_attribute, _other_shape, _twice, _constant)
+        (
+            _external,
+            _external,
+            _custom,
+            _drop_node,
+            _attribute,
+            _other_shape,
+            _twice,
+            _constant,
+        )
     )
     way(rng, model)
     path.write_bytes(model.SerializeToString())
@@ -179,7 +188,7 @@ def _drop_node(rng: random.Random, model: Any) -> None:
     del model.graph.node[rng.randrange(len(model.graph.node))]
 
 
-def _other_attribute(rng: random.Random, model: Any) -> None:
+def _attribute(rng: random.Random, model: Any) -> None:
     with_some = [node for node in model.graph.node if node.attribute]
     attribute = rng.choice(rng.choice(with_some).attribute)
     attribute.i = rng.choice((-1, 0, 7, 2**40))

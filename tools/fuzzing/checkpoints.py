@@ -59,7 +59,13 @@ def safetensors_files(folder: Path) -> Kind:
 
 def _networks() -> list[torch.nn.Module]:
     torch.manual_seed(0)
-    small = {"image_size": 16, "patch_size": 8, "width": 8, "depth": 3, "num_classes": 4}
+    small: dict[str, Any] = {
+        "image_size": 16,
+        "patch_size": 8,
+        "width": 8,
+        "depth": 3,
+        "num_classes": 4,
+    }
     return [
         VGG(widths=[[4], [6, 4]], num_classes=4, hidden=[5], pooled=2),
         GFNet(**small, frequency_scale=True, hidden_scale=True),
@@ -181,7 +187,7 @@ def _mutate_content(rng: random.Random, path: Path) -> None:
         else:
             content[part] = mutate_json(rng, {part: content[part]}).get(part)
     else:
-        holder = content["state_dict"] if "state_dict" in content else content
+        holder = content.get("state_dict", content)
         for _ in range(rng.randint(1, 3)):
             name = rng.choice(list(holder))
             _change_tensor(rng, holder, name)

@@ -15,14 +15,15 @@ import numpy as np
 from PIL import Image
 
 from compress.data.cifar10 import load_cifar10
-from compress.runtime.pictures import read_picture
+from compress.errors import UserInputError
+from compress.runtime.pictures import readings
 from compress.runtime.preprocessing import Preprocessing
 from tools.fuzzing.kind import Kind
 from tools.fuzzing.mutations import damage_bytes, damage_file
 
 __all__ = ["archives", "pictures"]
 
-FORMATS = ("png", "jpg", "bmp", "gif", "tiff", "webp", "ppm", "npy")
+FORMATS = ("png", "jpg", "bmp", "tiff", "webp", "npy")
 SIDE = 16
 
 
@@ -61,6 +62,7 @@ def archives(folder: Path) -> Kind:
         seeds=(seed,),
         mutate=_mutate_archive,
         read=lambda case: _nothing(load_cifar10(case)),
+        refusals=(UserInputError,),
     )
 
 
@@ -76,8 +78,8 @@ def _read_picture(case: Path) -> None:
         mean=(0.5, 0.5, 0.5),
         std=(0.2, 0.2, 0.2),
     )
-    for path in sorted(case.iterdir()):
-        read_picture(path, preprocessing)
+    for reading in readings(sorted(case.iterdir()), (3, SIDE, SIDE), preprocessing):
+        reading.read()
 
 
 def _mutate_picture(rng: random.Random, case: Path) -> None:
@@ -87,7 +89,7 @@ def _mutate_picture(rng: random.Random, case: Path) -> None:
     elif path.suffix == ".npy" and rng.random() < 0.6:
         path.write_bytes(_hostile_array(rng))
     elif rng.random() < 0.05:
-        path.rename(path.with_suffix(f".{rng.choice(FORMATS)}"))
+        path.rename(path.with_suffix(f".{rng.choice((*FORMATS, 'gif', 'ppm'))}"))
     else:
         damage_file(rng, path)
 

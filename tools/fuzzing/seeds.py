@@ -5,6 +5,7 @@ import io
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ class _Workshop:
         path = self.folder / "network.pth"
         if not path.exists():
             torch.manual_seed(0)
-            size = {"image_size": SIZE, "patch_size": 8, "width": 8, "depth": 4}
+            size: dict[str, Any] = {"image_size": SIZE, "patch_size": 8, "width": 8, "depth": 4}
             compress.save(GFNetDynn(**size, num_classes=10, exits=[0, 1, 2]), path)
         return path
 

@@ -15,15 +15,40 @@ from compress.measure.device_profile import read_device_profile, shipped_profile
 from compress.recipe.catalogue import shipped_recipes
 from compress.recipe.schema import read_recipe
 from tools.fuzzing.kind import Kind
-from tools.fuzzing.mutations import HOSTILE, damage_bytes, damage_file, mutate_json, mutate_json_file
+from tools.fuzzing.mutations import (
+    HOSTILE,
+    damage_bytes,
+    damage_file,
+    mutate_json,
+    mutate_json_file,
+)
 
 __all__ = ["plans", "profiles", "recipes", "replay_tables"]
 
 YAML_WORDS = (
-    *("!!int abc", "!!float x", "!!bool q", "2023-99-99", "1" * 5000, "&a [*a]", "!!python/name:os"),
+    *(
+        "!!int abc",
+        "!!float x",
+        "!!bool q",
+        "2023-99-99",
+        "1" * 5000,
+        "&a [*a]",
+        "!!python/name:os",
+    ),
     *("!!python/object/apply:os.mkdir [canary]", "[" * 200 + "]" * 200, "!!binary x", "? {}", "*b"),
-    *("!!timestamp 1", "{a: 1, a: 2}", "0x" + "f" * 500, "<<: 3", "!!set {a}", "1e999999", ".nan"),
-    *("!!omap [1]", "{[1]: 2}", "\ttab", "'", "|", "190:20:30", "!!null x", "\ufeff", "%YAML 9"),
+    *("!!timestamp 1", "{a: 1, a: 2}", "0x" + "f" * 500, "<<: 3", "!!set {a}", "1e999999"),
+    *(
+        "!!omap [1]",
+        "{[1]: 2}",
+        "\ttab",
+        "!!python/name:os",
+        "'",
+        "|",
+        "190:20:30",
+        "!!null x",
+        "\ufeff",
+        "%YAML 9",
+    ),
 )
 
 

@@ -21,7 +21,7 @@ from typing import Any, TextIO
 from compress.errors import CompressError
 from tools.fuzzing.kind import Kind
 
-__all__ = ["OUTCOMES", "HARMLESS", "case_of", "work"]
+__all__ = ["HARMLESS", "OUTCOMES", "case_of", "work"]
 
 HARMLESS = ("refused", "accepted")
 OUTCOMES = (*HARMLESS, "traceback", "hang", "crash", "code", "outside", "memory")
