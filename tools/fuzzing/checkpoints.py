@@ -36,7 +36,9 @@ def checkpoints(folder: Path) -> Kind:
     """Return the kind of torch files, with seeds under `folder`."""
     seeds = []
     for i, model in enumerate(_networks()):
-        for layout in ("ours", "bare", "wrapped", "old"):
+        # Names and shapes do not tell which frequencies a filter keeps: those are ours alone.
+        own = isinstance(model, GFNet) and model.config["frequency_scale"]
+        for layout in ("ours",) if own else ("ours", "bare", "wrapped", "old"):
             seed = folder / f"checkpoint_{i}_{layout}"
             seed.mkdir(parents=True)
             _write(model, layout, seed / TORCH_NAME)
@@ -185,7 +187,7 @@ def _mutate_content(rng: random.Random, path: Path) -> None:
             changed = mutate_json(rng, head)
             content = {**changed, "state_dict": content["state_dict"]} if _is_dict(changed) else {}
         else:
-            content[part] = mutate_json(rng, {part: content[part]}).get(part)
+            content[part] = mutate_json(rng, content[part])
     else:
         holder = content.get("state_dict", content)
         for _ in range(rng.randint(1, 3)):
