@@ -66,6 +66,8 @@ class Opening:
         size = self.size
         if size is not None and min(size) < 1:
             raise UserInputError(f"--image-size is {self.image_size}; expected at least 1")
+        if not 0 < self.max_gib < float("inf"):
+            raise UserInputError(f"--max-gib is {self.max_gib}; expected more than 0")
 
     @property
     def size(self) -> tuple[int, int] | None:

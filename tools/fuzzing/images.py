@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compress.data.cifar10 import load_cifar10
+from compress.data.cifar import load_cifar10
 from PIL import Image
 
 from compress.errors import UserInputError
