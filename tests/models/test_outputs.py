@@ -8,7 +8,7 @@ from torch import Tensor
 from compress.errors import UnsupportedModelError
 from compress.models.outputs import float_outputs, named_outputs
 
-Pair = namedtuple("Pair", "boxes scores")  # noqa: PYI024
+Pair = namedtuple("Pair", "boxes scores")
 
 
 @dataclass

@@ -12,7 +12,7 @@ from compress.errors import UnsupportedModelError, UserInputError
 from compress.slimming.absorb import expected_relu
 from compress.slimming.selection import Selection, select_channels
 from compress.slimming.traced import TracedNetwork
-from compress.slimming.traced_absorb import expected_activation
+from compress.slimming.traced_moments import expected_activation
 from tests.networks import FACTORIES, IMAGE, bottleneck_resnet, trained_like
 
 NETWORKS = [pytest.param(factory, id=name) for name, factory in FACTORIES.items()]
