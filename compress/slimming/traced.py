@@ -66,7 +66,7 @@ class TracedNetwork:
             for name, group in self.groups.items()
             if group.kept_whole or group.owners & left_out
         }
-        self.kept_whole |= self._that_break([n for n in self.groups if n not in self.kept_whole])
+        self.kept_whole |= self._written_down()
         self.not_absorbed: tuple[str, ...] = ()
 
     def scores(self) -> dict[str, Tensor]:
@@ -142,18 +142,38 @@ class TracedNetwork:
         if removed:
             check_cut(self._model, removed, self._images, in_training=self._runs_in_training)
 
-    def _that_break(self, names: Sequence[str]) -> dict[str, str]:
-        """Return the groups that the network does not run without, and what it says."""
-        if not names:
+    def _written_down(self) -> dict[str, str]:
+        """Return the groups that the network does not run without, and why."""
+        free = [name for name in self.groups if name not in self.kept_whole]
+        if self._what_breaks(free) is None:
             return {}
+        by_suspect: dict[str | None, list[str]] = {}
+        for name in free:
+            by_suspect.setdefault(self.groups[name].suspect, []).append(name)
+        whole = self._that_break(by_suspect.pop(None, []))
+        for suspect, names in by_suspect.items():
+            # Modules of one class have the same code, so one trial speaks for all of them.
+            if self._what_breaks(names) is not None:
+                why = f"{suspect} has their number written down, or reads them by it"
+                whole |= dict.fromkeys(names, why)
+        return whole
+
+    def _that_break(self, names: Sequence[str]) -> dict[str, str]:
+        what = self._what_breaks(names)
+        if what is None:
+            return {}
+        if len(names) == 1:
+            return {names[0]: f"the network depends on their number: {what}"}
+        half = len(names) // 2
+        return {**self._that_break(names[:half]), **self._that_break(names[half:])}
+
+    def _what_breaks(self, names: Sequence[str]) -> str | None:
+        """Say what goes wrong where some channels of all these groups go; None where nothing."""
         try:
             self._check(_places((self.groups[name], _some(self.groups[name])) for name in names))
         except InexactCutError as err:
-            if len(names) == 1:
-                return {names[0]: f"their number is written down in the network: {err}"}
-            half = len(names) // 2
-            return {**self._that_break(names[:half]), **self._that_break(names[half:])}
-        return {}
+            return str(err)
+        return None
 
 
 def _noise(shape: torch.Size) -> list[Tensor]:

@@ -51,12 +51,15 @@ class CoupledChannels:
         channels_per_decision: how many channels of a layer go with one decision: the number of
             groups where a grouped convolution is among the layers, mostly 1.
         kept_whole: why no channel can go, or None.
+        suspect: the module that picks these channels by position, or None: it may have their number
+            written down.
     """
 
     name: str
     cuts: tuple[Cut, ...]
     channels_per_decision: int
     kept_whole: str | None = None
+    suspect: str | None = None
 
     @property
     def decisions(self) -> int:
@@ -88,6 +91,7 @@ def coupled_channels(graph: ChannelGraph) -> list[CoupledChannels]:
     """Return all channels of a network that a BatchNorm with γ scores, in the network's order."""
     order = {name: i for i, name in enumerate(graph.layers)}
     alike: dict[tuple[object, ...], list[_Places]] = defaultdict(list)
+    suspects: dict[tuple[object, ...], str | None] = {}
     for root, places in _places(graph).items():
         scored = [p for p in places if p[1] == "out" and has_gamma(graph.layers[p[0]])]
         if scored:
@@ -96,10 +100,11 @@ def coupled_channels(graph: ChannelGraph) -> list[CoupledChannels]:
             why = graph.reasons.get(root)
             key = (first, why) if why else (first, why, *counts)
             alike[key].append(places)
+            suspects[key] = suspects.get(key) or graph.suspects.get(root)
     groups = [
         _whole(key[0], key[1], decisions)  # type: ignore[arg-type]
         if key[1]
-        else _group(key[0], decisions)  # type: ignore[arg-type]
+        else replace(_group(key[0], decisions), suspect=suspects[key])  # type: ignore[arg-type]
         for key, decisions in alike.items()
     ]
     groups.sort(key=lambda group: (order[group.name], group.start))

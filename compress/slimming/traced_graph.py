@@ -39,6 +39,7 @@ class ChannelGraph:
         layers: those that ran, by their names in the network, in module order.
         classes: for every (layer, side) the class of each of its channels.
         reasons: why classes must stay.
+        suspects: classes that a module picks by position or reshapes, and which module that is.
         readers: what layers read on average.
         unseen: layers that did not run, neither as in use nor as in training.
         in_training: layers run in training that do not run in use.
@@ -47,6 +48,7 @@ class ChannelGraph:
     layers: Mapping[str, nn.Module]
     classes: Mapping[tuple[str, str], list[int]]
     reasons: Mapping[int, str]
+    suspects: Mapping[int, str]
     readers: Mapping[str, Reader]
     unseen: tuple[str, ...]
     in_training: bool
@@ -95,7 +97,7 @@ def _run(network: nn.Module, example: Tensor, layers: LayerFollower) -> None:
         with torch.no_grad():
             layers.image(image)
             dispatched = _Operations(layers)
-            with dispatched, _LayerCalls(layers, dispatched):
+            with _running(network, layers), dispatched, _LayerCalls(layers, dispatched):
                 output = network(image)
             for tensor in float_outputs(output).values():
                 layers.output(tensor)
@@ -107,6 +109,22 @@ def _run(network: nn.Module, example: Tensor, layers: LayerFollower) -> None:
             f"{tuple(example.shape[1:])} ({type(err).__name__}: {err}); give the size that it "
             "expects with --input-size"
         ) from err
+
+
+@contextlib.contextmanager
+def _running(network: nn.Module, layers: LayerFollower) -> Iterator[None]:
+    """Let the follower know in whose forward it is."""
+    stack = layers.follower.running
+    hooks = []
+    for module in network.modules():
+        hooks.append(module.register_forward_pre_hook(lambda module, _: stack.append(module)))
+        hooks.append(module.register_forward_hook(lambda *_: stack.pop() and None))
+    try:
+        yield
+    finally:
+        stack.clear()
+        for hook in hooks:
+            hook.remove()
 
 
 def _graph(
@@ -127,6 +145,7 @@ def _graph(
         layers={name: layer for name, layer in network.named_modules() if name in seen},
         classes={place: [root(c) for c in cells] for place, cells in layers.places.items()},
         reasons=reasons,
+        suspects={root(cell): who for cell, who in reversed(follower.suspects.items())},
         readers=readers,
         unseen=unseen,
         in_training=unseen != unseen_in_use,
@@ -155,9 +174,7 @@ class _Operations(TorchDispatchMode):
         finally:
             self._inside_layer = before
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if not self._inside_layer:
             with torch._C.DisableTorchFunction():
@@ -173,9 +190,7 @@ class _LayerCalls(TorchFunctionMode):
         self._layers = layers
         self._operations = operations
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func not in _LAYERS:
             return func(*args, **kwargs)
@@ -190,14 +205,21 @@ def _argument(args: Any, kwargs: Any, place: int, name: str) -> Any:
     return args[place] if len(args) > place else kwargs.get(name)
 
 
+def _image_and_parameters(args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
+    image, weight, bias = (
+        _argument(args, kwargs, i, name) for i, name in enumerate(("input", "weight", "bias"))
+    )
+    return image, weight, bias
+
+
 def _convolution(layers: LayerFollower, args: Any, kwargs: Any, out: Tensor) -> None:
-    given = (_argument(args, kwargs, i, n) for i, n in enumerate(("input", "weight", "bias")))
-    layers.convolve("convolution", *given, out)
+    image, weight, bias = _image_and_parameters(args, kwargs)
+    layers.convolve("convolution", image, weight, bias, out)
 
 
 def _linear(layers: LayerFollower, args: Any, kwargs: Any, out: Tensor) -> None:
-    given = (_argument(args, kwargs, i, n) for i, n in enumerate(("input", "weight", "bias")))
-    layers.convolve("Linear", *given, out)
+    image, weight, bias = _image_and_parameters(args, kwargs)
+    layers.convolve("Linear", image, weight, bias, out)
 
 
 def _batch_norm(layers: LayerFollower, args: Any, kwargs: Any, out: Tensor) -> None:
@@ -211,8 +233,8 @@ def _instance_norm(layers: LayerFollower, args: Any, kwargs: Any, out: Tensor) -
 
 
 def _prelu(layers: LayerFollower, args: Any, kwargs: Any, out: Tensor) -> None:
-    given = (_argument(args, kwargs, i, n) for i, n in enumerate(("input", "weight")))
-    layers.rectify(*given, out)
+    image, weight, _ = _image_and_parameters(args, kwargs)
+    layers.rectify(image, weight, out)
 
 
 def _mixing(kind: str) -> Any:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from compress.slimming.traced_cells import (
@@ -29,6 +29,17 @@ from compress.slimming.traced_cells import (
     Cells,
 )
 from compress.slimming.traced_moments import activated
+from compress.slimming.traced_operands import (
+    activation_of,
+    first_tensor,
+    named_arguments,
+    padded_shape,
+    picked_dimension,
+    renewed,
+    tensors_in,
+    why_fixed,
+    with_tensors_replaced,
+)
 from compress.slimming.traced_shadow import (
     compact,
     compacted,
@@ -56,8 +67,8 @@ REDUCTIONS = {"mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_me
               "linalg_vector_norm", "norm", "logsumexp", "prod"}  # fmt: skip
 KEEPING_MEANS = {"mean", "amax", "amin", "max", "min"}
 ALONG = {"_softmax", "_log_softmax", "softmax", "log_softmax", "cumsum"}
-LIKE = {"zeros_like", "ones_like", "rand_like", "randn_like", "full_like", "empty_like", "bernoulli",
-        "native_dropout", "dropout"}  # fmt: skip
+LIKE = {"zeros_like", "ones_like", "rand_like", "randn_like", "full_like", "empty_like",
+        "bernoulli", "native_dropout", "dropout"}  # fmt: skip
 CREATING = {"zeros", "ones", "empty", "full", "new_zeros", "new_ones", "new_empty", "new_full"}
 # Value by value, though torch does not tag them so.
 ELEMENTWISE = {"hardswish", "log_sigmoid_forward", "rsub", "rrelu_with_noise", "hardtanh"}
@@ -72,6 +83,9 @@ class Follower:
         cells: all that were met.
         reasons: (cell, why its class must stay), in the order in which they were found.
         unscaled: (cell, why γ does not tell what its class is worth).
+        suspects: cells that are picked by position, and the module that picks them, with the
+            operation: its code may have their number written down.
+        running: the modules in whose forward the network is, the innermost last.
         uses: for every layer by its number, the operations that read what it gives.
     """
 
@@ -79,6 +93,8 @@ class Follower:
         self.cells = Cells()
         self.reasons: list[tuple[int, str]] = []
         self.unscaled: list[tuple[int, str]] = []
+        self.suspects: dict[int, str] = {}
+        self.running: list[nn.Module] = []
         self.uses: dict[int, set[int]] = {}
         self.parameters: set[int] = set()
         self._shadows = WeakTensorKeyDictionary()
@@ -126,9 +142,9 @@ class Follower:
         """Say what the results of an operation of torch's dispatcher hold."""
         name = func.overloadpacket.__name__
         plain = name.removesuffix("_") if not name.startswith("__") else name
-        operands = _tensors(args) + _tensors(list(kwargs.values()))
+        operands = tensors_in(args) + tensors_in(list(kwargs.values()))
         if plain in CREATING:
-            self._create(out)
+            self._create(out, NOTHING if plain.endswith(("zeros", "empty")) else CONSTANT)
         elif not any(self._is_known(t) for t in operands):
             return  # weights on their way, indices, and the like
         elif plain in ("copy", "fill", "zero"):
@@ -138,9 +154,13 @@ class Follower:
         elif plain == "constant_pad_nd":
             self._pad(args[0], args[1], out)
         elif plain in LIKE:
-            self._give(_first(out), self._elementwise(func, plain, [args[0]], [args[0]], {}, out))
+            self._give(
+                first_tensor(out), self._elementwise(func, plain, [args[0]], [args[0]], {}, out)
+            )
         elif torch.Tag.pointwise in func.tags or plain in ELEMENTWISE:
-            self._give(_first(out), self._elementwise(func, plain, operands, args, kwargs, out))
+            self._give(
+                first_tensor(out), self._elementwise(func, plain, operands, args, kwargs, out)
+            )
         elif plain in REDUCTIONS and "dim" in {a.name for a in func._schema.arguments}:
             self._reduce(func, plain, args, kwargs, out)
         elif plain in ALONG:
@@ -156,17 +176,17 @@ class Follower:
         self.use(*shadows)
         for shadow in shadows:
             self.stay(shadow, f"{why}, which picks or mixes channels by position")
-        for tensor in _tensors([out]):
+        for tensor in tensors_in([out]):
             if tensor.is_floating_point():
                 self.note(tensor, torch.tensor(COMPUTED).expand(tensor.shape))
 
     def _is_known(self, tensor: Tensor) -> bool:
         return tensor in self._shadows
 
-    def _create(self, out: Any) -> None:
-        for tensor in _tensors([out]):
+    def _create(self, out: Any, cell: int) -> None:
+        for tensor in tensors_in([out]):
             if tensor.is_floating_point() and tensor.dim() > 1:
-                self.note(tensor, filled(tensor.shape, CONSTANT))
+                self.note(tensor, filled(tensor.shape, cell))
 
     def _give(self, tensor: Tensor, shadow: Tensor) -> None:
         """Note a result; into the memory of a shadow where the operation works in place."""
@@ -205,19 +225,19 @@ class Follower:
         if given is not None and plain in BY_POSITION:
             self._check_position(plain, args, given, out)
         moved = self._moved(func, plain, args, kwargs, out)
-        for tensor, shadow in zip(_tensors([out]), moved, strict=True):
+        for tensor, shadow in zip(tensors_in([out]), moved, strict=True):
             self.note(tensor, squashed(shadow) if plain in COPIES else shadow)
         if given is not None and plain in RESHAPES:
-            self._check_reshape(given, self.shadow(_first(out)))
+            self._check_reshape(given, self.shadow(first_tensor(out)))
 
     def _moved(
         self, func: Any, plain: str, args: Sequence[Any], kwargs: dict[str, Any], out: Any
     ) -> list[Tensor]:
         if plain == "cat":
             return [self._joined(args, kwargs)]
-        shadows = _replaced(args, self.shadow)
+        shadows = with_tensors_replaced(args, self.shadow)
         try:
-            return _tensors([func(*shadows, **kwargs)])
+            return tensors_in([func(*shadows, **kwargs)])
         except RuntimeError:  # a view that stride 0 does not allow
             return [shadows[0].reshape(out.shape)]
 
@@ -237,8 +257,8 @@ class Follower:
 
     def _check_position(self, plain: str, args: Sequence[Any], given: Tensor, out: Any) -> None:
         """Tie what must go evenly where channels are picked by position."""
-        dim = _dimension(plain, args) % given.dim()
-        pieces = [tensor.shape for tensor in _tensors([out])]
+        dim = picked_dimension(plain, args) % given.dim()
+        pieces = [tensor.shape for tensor in tensors_in([out])]
         if dim not in varying(given) or (len(pieces) == 1 and pieces[0] == given.shape):
             return
         width = given.shape[dim]
@@ -256,18 +276,25 @@ class Follower:
                     given, f"they pass through {kind}, which picks or mixes channels by position"
                 )
             return
+        self._suspect(plain, given)
         rows = compact(given).movedim(dim, -1)
         rows = rows.expand(*rows.shape[:-1], width).unflatten(-1, (-1, length))
         self._tie(rows.movedim(-2, 0))
 
     def _check_reshape(self, given: Tensor, result: Tensor) -> None:
         before, after = varying(given), varying(result)
+        self._suspect("view", given)
         if len(after) <= len(before):
             return
         # One dimension became several: the smaller is a number of groups, the larger follows.
         split = after[-len(after) + len(before) - 1 :]
         fixed = min(split, key=lambda d: result.shape[d])
         self._tie(compact(result).movedim(fixed, 0))
+
+    def _suspect(self, operation: str, given: Tensor) -> None:
+        module = type(self.running[-1]).__name__ if self.running else "the network"
+        for cell in Cells.of_layers(compact(given)).tolist():
+            self.suspects.setdefault(cell, f"{module} ({operation.removeprefix('unsafe_')})")
 
     def _tie(self, rows: Tensor) -> None:
         """Let cells at the same place of every row go together."""
@@ -292,7 +319,7 @@ class Follower:
         self, func: Any, plain: str, args: Sequence[Any], kwargs: dict[str, Any], out: Any
     ) -> None:
         given = self.shadow(args[0])
-        named = _arguments(func, args, kwargs)
+        named = named_arguments(func, args, kwargs)
         dims = named.get("dim")
         dims = [dims] if isinstance(dims, int) else list(dims or range(given.dim()))
         dims = sorted({dim % given.dim() for dim in dims})
@@ -310,13 +337,13 @@ class Follower:
         if not named.get("keepdim", False):
             result = result.reshape([s for d, s in enumerate(given.shape) if d not in dims])
         keeps = plain in KEEPING_MEANS and not mixed
-        self._anew(_first(out), result, given, keeps=keeps)
+        self._anew(first_tensor(out), result, given, keeps=keeps)
 
     def _along(
         self, func: Any, plain: str, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor
     ) -> None:
         given = self.shadow(args[0])
-        dim = _arguments(func, args, kwargs)["dim"] % given.dim()
+        dim = named_arguments(func, args, kwargs)["dim"] % given.dim()
         if varying(given) == (dim,):
             self.mix(f"they pass through {plain.strip('_')}", [args[0]], out)
             return
@@ -325,7 +352,7 @@ class Follower:
         self._anew(out, given, given, keeps=False, steady=True)
 
     def _over_map(self, plain: str, operands: Sequence[Tensor], out: Any) -> None:
-        result, given = _first(out), self.shadow(operands[0])
+        result, given = first_tensor(out), self.shadow(operands[0])
         batched = operands[0].dim() == result.dim() and result.dim() > 2
         if not batched or result.shape[1] != operands[0].shape[1]:
             self.mix(f"they pass through {plain}", operands, out)
@@ -351,7 +378,7 @@ class Follower:
                 like=old,
             )
 
-        self.note(out, _renewed(shadow, made))
+        self.note(out, renewed(shadow, made))
 
     def _elementwise(
         self,
@@ -363,7 +390,7 @@ class Follower:
         out: Any,
     ) -> Tensor:
         """Return the shadow of what an operation gives value by value."""
-        shape = _first(out).shape
+        shape = first_tensor(out).shape
         shadows = [self.shadow(tensor) for tensor in operands]
         self.use(*shadows)
         followed, aside = self._aligned(operands, shadows, shape)
@@ -371,8 +398,8 @@ class Follower:
             return torch.tensor(COMPUTED).expand(shape)
         if len(followed) == 1:
             only = followed[0]
-            act = _activation(func, args, kwargs) if len(operands) == 1 else None
-            return _renewed(only, lambda old: self._activated(plain, act, old, aside))
+            act = activation_of(func, args, kwargs) if len(operands) == 1 else None
+            return renewed(only, lambda old: self._activated(plain, act, old, aside))
         return self._combined(plain, followed, aside, kwargs)
 
     def _aligned(
@@ -387,7 +414,7 @@ class Follower:
         along = {dim for shadow in wide for dim in varying(shadow)}
         followed, aside = [], []
         for operand, shadow, grown in zip(operands, shadows, wide, strict=True):
-            own = _padded(shadow.shape, len(shape))
+            own = padded_shape(shadow.shape, len(shape))
             broad = [dim for dim in along if own[dim] == 1 and shape[dim] > 1]
             if len(Cells.of_layers(compact(shadow))) and not broad:
                 followed.append(grown)
@@ -396,7 +423,7 @@ class Follower:
             if len(broad) == len(along):
                 self.stay(shadow, "one channel of theirs is tied to channels of another layer")
                 continue
-            why = _why_fixed(operand, self.parameters)
+            why = why_fixed(operand, self.parameters)
             for other in wide:
                 self.stay(compact(other), why)
             self.stay(shadow, why)
@@ -465,67 +492,3 @@ class Follower:
             variance=variance if known else None,
             like=torch.maximum(first, second),
         )
-
-
-def _renewed(shadow: Tensor, made: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return a shadow with new cells for the old ones; those of no layer stay what they are."""
-    distinct, where = compact(shadow).unique(return_inverse=True)
-    new = distinct.clone()
-    of_layers = distinct >= FIRST
-    new[of_layers] = made(distinct[of_layers])
-    return new[where].expand(shadow.shape)
-
-
-def _activation(
-    func: Any, args: Sequence[Any], kwargs: dict[str, Any]
-) -> Callable[[Tensor], Tensor]:
-    def apply(values: Tensor) -> Tensor:
-        given = [values.clone() if isinstance(arg, Tensor) else arg for arg in args]
-        return func(*given, **kwargs)
-
-    return apply
-
-
-def _why_fixed(operand: Tensor, parameters: set[int]) -> str:
-    if id(operand) in parameters or (operand._base is not None and id(operand._base) in parameters):
-        return "the network applies a parameter of its own to them"
-    return "they are combined with values of a fixed width"
-
-
-def _padded(shape: torch.Size, length: int) -> list[int]:
-    return [1] * (length - len(shape)) + list(shape)
-
-
-def _dimension(plain: str, args: Sequence[Any]) -> int:
-    place = 2 if plain.removeprefix("unsafe_") in ("split", "split_with_sizes") else 1
-    return args[place] if len(args) > place else 0
-
-
-def _arguments(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    names = [argument.name for argument in func._schema.arguments]
-    return {**dict(zip(names, args, strict=False)), **kwargs}
-
-
-def _first(out: Any) -> Tensor:
-    return _tensors([out])[0]
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    found = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, list | tuple):
-            found += _tensors(value)
-    return found
-
-
-def _replaced(values: Any, by: Callable[[Tensor], Tensor]) -> list[Any]:
-    return [
-        by(value)
-        if isinstance(value, Tensor)
-        else _replaced(value, by)
-        if isinstance(value, list | tuple) and any(isinstance(part, Tensor) for part in value)
-        else value
-        for value in values
-    ]

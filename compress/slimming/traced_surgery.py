@@ -93,8 +93,8 @@ def _change(masked: nn.Module, removed: Removed, images: Sequence[Tensor]) -> fl
             hidden.append(_HiddenInputs(name, gone))
             hooks.append(layer.register_forward_pre_hook(hidden[-1]))
         elif has_gamma(layer):
-            layer.weight[gone] = 0  # type: ignore[operator, index]
-            layer.bias[gone] = 0  # type: ignore[operator, index]
+            layer.weight[gone] = 0
+            layer.bias[gone] = 0
     wanted = []
     for image in images:
         for inputs in hidden:
