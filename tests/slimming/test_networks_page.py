@@ -22,7 +22,7 @@ SIZES = {"vgg16_bn": 32, "inception_v3": 299, "levit_128s": 224, "vit_tiny_patch
 
 def rows(heading: str) -> list[str]:
     part = PAGE.read_text(encoding="utf-8").split(f"## {heading}\n")[1].split("\n## ")[0]
-    return [line for line in part.splitlines() if line.startswith("| ")][1:]
+    return [line for line in part.splitlines() if line.startswith("| ")][2:]
 
 
 def name_of(row: str) -> str:
