@@ -196,15 +196,23 @@ class LayerFollower:
 
     def _passed(self, name: str, given: Tensor, width: int, *, biased: bool) -> Tensor:
         """Follow a depthwise convolution, which keeps channels apart."""
-        states = self.follower.cells.states[given]
+        cells, layer = self.follower.cells, self._layers[name]
+        states = cells.states[given]
         if len(given) == width:
-            return self._after(given, states.clamp_min(STEADY) if biased else states, name)
-        kind = type(self._layers[name]).__name__
+            own = self._place(name, "out", given)
+            weight: Tensor = layer.weight.detach().double().flatten(1)  # type: ignore[operator]
+            # Away from the border, as a constant passes any convolution.
+            mean = cells.means[given] * weight.sum(1)
+            if biased:
+                states, mean = states.clamp_min(STEADY), mean + layer.bias.detach()  # type: ignore[operator]
+            variance = cells.variances[given] * (weight**2).sum(1)
+            return cells.fresh(width, state=states, mean=mean, variance=variance, like=own)
+        kind = type(layer).__name__
         why = f"a {kind} among their layers has as many groups as outputs, but other inputs"
         own = self._place(name, "out", width)
         self.follower.stay(given, why)
         self.follower.stay(own, why)
-        return self.follower.cells.fresh(width, like=own)
+        return cells.fresh(width, like=own)
 
     def _normalized(self, name: str, given: Tensor, states: Tensor) -> Tensor:
         norm, count = self._layers[name], len(given)

@@ -138,3 +138,14 @@ def test_rounding_that_fits_no_layer_is_an_error():
     network = trained_like(Spare())
     with pytest.raises(UserInputError, match=r"body\.1 \(no multiple of 32 from 8 to 16\)"):
         slim_model(network, 0.5, SlimOptions(round_to=32), example=torch.zeros(IMAGE))
+
+
+def test_the_bias_of_a_depthwise_convolution_is_folded():
+    """StarNet's: with γ = β = 0 before it, the convolution still gives its bias."""
+    layers = [nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16), nn.Conv2d(16, 16, 3, groups=16)]
+    network = trained_like(Classifier(nn.Sequential(*layers, nn.Conv2d(16, 10, 1)), 10))
+    with torch.no_grad():
+        network.body[1].weight[:8] = 0
+    slim = slim_model(network, 7.5 / 16, SlimOptions(round_to=1), example=torch.zeros(IMAGE)).model
+    assert slim.body[2].groups == 8
+    assert relative_error(slim, network, torch.randn(IMAGE)) < 1e-5
