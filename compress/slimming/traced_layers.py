@@ -200,11 +200,11 @@ class LayerFollower:
         states = cells.states[given]
         if len(given) == width:
             own = self._place(name, "out", given)
-            weight: Tensor = layer.weight.detach().double().flatten(1)  # type: ignore[operator]
+            weight: Tensor = layer.weight.detach().double().flatten(1)
             # Away from the border, as a constant passes any convolution.
             mean = cells.means[given] * weight.sum(1)
             if biased:
-                states, mean = states.clamp_min(STEADY), mean + layer.bias.detach()  # type: ignore[operator]
+                states, mean = states.clamp_min(STEADY), mean + layer.bias.detach()
             variance = cells.variances[given] * (weight**2).sum(1)
             return cells.fresh(width, state=states, mean=mean, variance=variance, like=own)
         kind = type(layer).__name__
