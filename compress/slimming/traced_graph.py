@@ -116,9 +116,13 @@ def _running(network: nn.Module, layers: LayerFollower) -> Iterator[None]:
     """Let the follower know in whose forward it is."""
     stack = layers.follower.running
     hooks = []
+
+    def leave(*_: Any) -> None:  # what a hook returns would take the place of the output
+        stack.pop()
+
     for module in network.modules():
         hooks.append(module.register_forward_pre_hook(lambda module, _: stack.append(module)))
-        hooks.append(module.register_forward_hook(lambda *_: stack.pop() and None))
+        hooks.append(module.register_forward_hook(leave))
     try:
         yield
     finally:
