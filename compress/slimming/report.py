@@ -140,6 +140,7 @@ class SlimReport:
             "before": self.before.to_dict(),
             "after": self.after.to_dict(),
             "kept_whole": dict(self.result.kept_whole),
+            "notes": list(self.result.notes),
             "target": asdict(self.target) if self.target else None,
             "absorption": asdict(self.absorption),
             "gamma": only.get("gamma"),
@@ -213,7 +214,8 @@ class SlimReport:
     def _smallest_kept(self, layer: LayerWidth) -> str:
         if layer.smallest_kept is None:
             return f"kept whole: {self.result.kept_whole.get(layer.name, 'nothing ranks it')}"
-        return f"{layer.smallest_kept:.4g}"
+        why = f"   {layer.unrounded}" if layer.unrounded else ""
+        return f"{layer.smallest_kept:.4g}{why}"
 
     def _notes(self) -> list[str]:
         before, after = self.before.counts, self.after.counts
@@ -239,6 +241,7 @@ class SlimReport:
         if self.untrained:
             kinds = ", ".join(self.untrained)
             notes.append(f"ranked by their weights, not by trained scales: {kinds}")
+        notes += self.result.notes
         notes.append(self.absorption.sentence())
         if after.uncounted:
             notes.append(f"not counted in MACs: {', '.join(after.uncounted)}")

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compress.data.cifar import load_cifar10
 from PIL import Image
 
+from compress.data.cifar import load_cifar10
 from compress.errors import UserInputError
 from compress.runtime.pictures import readings
 from compress.runtime.preprocessing import Preprocessing
