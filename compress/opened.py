@@ -214,6 +214,7 @@ def opened(path: Path, checkpoint: Checkpoint, opening: Opening) -> Opened:
         recorded = sized(recorded, size)
     if size is not None:
         model = for_image_size(model, size)
+    classes = checkpoint.meta.get("classes")
     channels = recorded.channels if recorded else input_channels(model)
     _check_channels(opening.channels, channels, path)
     return Opened(
@@ -223,7 +224,7 @@ def opened(path: Path, checkpoint: Checkpoint, opening: Opening) -> Opened:
         preprocessing=recorded,
         size=size,
         channels=channels,
-        classes=_classes(checkpoint, path),
+        classes=None if classes is None else tuple(classes),
     )
 
 
@@ -304,18 +305,6 @@ def _recorded(checkpoint: Checkpoint, path: Path) -> Preprocessing | None:
         return Preprocessing.from_dict(told)
     except UserInputError as err:
         raise UserInputError(f"checkpoint {path}: {err}") from err
-
-
-def _classes(checkpoint: Checkpoint, path: Path) -> tuple[str, ...] | None:
-    told = checkpoint.meta.get("classes")
-    if told is None:
-        return None
-    if not isinstance(told, list | tuple) or not all(isinstance(name, str) for name in told):
-        raise UserInputError(
-            f"checkpoint {path} records {type(told).__name__} as its classes; expected a list of "
-            "names"
-        )
-    return tuple(told)
 
 
 def _check_positions(model: nn.Module, positions: Sequence[int], path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 import compress
 from compress.checkpoint import FORMAT, read_checkpoint
-from compress.errors import UnsupportedModelError, UserInputError
+from compress.errors import DiskFullError, UnsupportedModelError, UserInputError
 from compress.models.vgg import VGG
 
 
@@ -175,7 +175,7 @@ def test_a_failing_write_leaves_the_old_file(model, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DiskFullError, match="the disk is full"):
         compress.save(model, path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["net.pth"]

@@ -129,9 +129,9 @@ def test_another_order_of_the_classes_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("meta", "message"),
     [
-        ({"preprocessing": [1, 2]}, "preprocessing is a list"),
+        ({"preprocessing": [1, 2]}, r"meta.preprocessing .* is \[1, 2\]; expected a mapping"),
         ({"preprocessing": {"image_size": 8}}, "preprocessing has the fields"),
-        ({"classes": 7}, "records int as its classes"),
+        ({"classes": 7}, "is 7; expected a list of names"),
         ({"classes": [1, 2]}, "expected a list of names"),
     ],
 )
