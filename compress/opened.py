@@ -28,7 +28,13 @@ from compress.checkpoint import (
 from compress.data.image_data import ImageData, Preprocessing
 from compress.data.spec import load_data
 from compress.errors import UnsupportedModelError, UserInputError
-from compress.models.image_size import built_for, for_image_size, input_channels, published_size
+from compress.models.image_size import (
+    built_for,
+    for_image_size,
+    input_channels,
+    published_size,
+    unusual_size,
+)
 from compress.models.outputs import logits_of
 
 __all__ = ["Opened", "Opening", "check_classes", "check_forward", "open_checkpoint", "sized"]
@@ -212,6 +218,8 @@ def opened(path: Path, checkpoint: Checkpoint, opening: Opening) -> Opened:
                 "leave the option out, as a checkpoint says itself what it takes"
             )
         recorded = sized(recorded, size)
+    if opening.size is None and recorded is None and (words := unusual_size(model)) is not None:
+        logger.info("note: %s: %s", path, words)
     if size is not None:
         model = for_image_size(model, size)
     classes = checkpoint.meta.get("classes")

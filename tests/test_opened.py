@@ -83,6 +83,20 @@ def test_a_gfnet_is_resampled_to_another_size(tmp_path: Path) -> None:
     assert found.preprocessing.size == (24, 24)
 
 
+def test_a_gfnet_whose_patches_leave_a_rest_of_the_image(tmp_path, caplog) -> None:
+    torch.manual_seed(0)
+    model = GFNet(**{**GFNET, "image_size": 20}).eval()
+    torch.save(model.state_dict(), tmp_path / "published.pth")
+    with caplog.at_level("INFO"):
+        assert open_checkpoint(tmp_path / "published.pth").size == (20, 20)
+    assert "5 patches of 4 pixels a side are an image of 20 to 23; 20 is taken" in caplog.text
+    found = open_checkpoint(tmp_path / "published.pth", Opening(image_size=23))
+    image = torch.randn(1, 3, 23, 23)
+    torch.testing.assert_close(found.model(image), model(image[..., :20, :20]))
+    file = compress.save(found.model, tmp_path / "ours.pth")
+    assert open_checkpoint(file).size == (23, 23)
+
+
 def test_a_size_that_nobody_tells_is_asked_for(tmp_path: Path) -> None:
     found = open_checkpoint(saved(tmp_path, tiny_vgg()))
     with pytest.raises(UserInputError, match=r"takes any; give it by --image-size PIXELS, .*adopt"):

@@ -7,8 +7,11 @@ from torch import nn
 from compress.errors import UserInputError
 from compress.models.gfnet import GFNet
 from compress.models.gfnet_resize import resized
+from compress.models.rebuild import rebuilt
 
-__all__ = ["built_for", "for_image_size", "input_channels", "published_size"]
+__all__ = ["built_for", "for_image_size", "input_channels", "published_size", "unusual_size"]
+
+COMMON = 32  # sizes that networks are trained at are multiples of it
 
 
 def built_for(model: nn.Module) -> tuple[int, int] | None:
@@ -41,7 +44,26 @@ def for_image_size(model: nn.Module, size: tuple[int, int]) -> nn.Module:
             f"{type(model).__name__} is built for images of {own[0]}x{own[1]}, not "
             f"{size[0]}x{size[1]}; leave the option out, or train it for that size"
         )
+    patch = model.config["patch_size"]
+    if [side // patch for side in size] == [side // patch for side in own]:
+        return rebuilt(model, model.state_dict(), image_size=list(size))  # the same patches
     return resized(model, list(size))
+
+
+def unusual_size(model: nn.Module) -> str | None:
+    """Say what else the size of a network that shapes told may be, where it looks unusual.
+
+    Patches tell a size up to a remainder: 37 patches of 16 are an image of 592 to 607 pixels.
+    """
+    if not isinstance(model, GFNet) or all(
+        side % COMMON == 0 for side in model.config["image_size"]
+    ):
+        return None
+    side, patch = model.config["image_size"][0], model.config["patch_size"]
+    return (
+        f"{side // patch} patches of {patch} pixels a side are an image of {side} to "
+        f"{side + patch - 1}; {side} is taken, --image-size tells another"
+    )
 
 
 def input_channels(model: nn.Module) -> int:
