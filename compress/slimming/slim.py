@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from compress.models.channel_kinds import resolve_kinds
@@ -18,7 +17,6 @@ __all__ = [
     "SlimOptions",
     "SlimResult",
     "open_channels",
-    "relative_error",
     "select",
     "slim_model",
 ]
@@ -85,6 +83,7 @@ class SlimResult:
         not_absorbed: layers that could not take up what their removed inputs were worth, or groups
             that no layer can take up anything of.
         kept_whole: layers that could not lose channels, and why.
+        kept_outputs: by layer that lost outputs, the indices of those that stayed.
     """
 
     model: nn.Module
@@ -94,6 +93,7 @@ class SlimResult:
     absorbable: bool = True
     not_absorbed: tuple[str, ...] = ()
     kept_whole: Mapping[str, str] = field(default_factory=dict)
+    kept_outputs: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class _Channels(Protocol):
@@ -105,6 +105,7 @@ class _Channels(Protocol):
     def scores(self) -> dict[str, Tensor]: ...
     def widths(self) -> dict[str, int]: ...
     def channels_per_decision(self) -> dict[str, int]: ...
+    def kept_outputs(self, selection: Selection) -> dict[str, Tensor]: ...
     def skeleton(self, selection: Selection) -> nn.Module: ...
     def slim(self, selection: Selection, *, absorb: bool) -> nn.Module: ...
 
@@ -147,6 +148,7 @@ def slim_model(
         absorbable=getattr(channels, "absorbable", True),
         not_absorbed=channels.not_absorbed,
         kept_whole=channels.kept_whole,
+        kept_outputs=channels.kept_outputs(selection),
     )
 
 
@@ -206,13 +208,6 @@ def _together(by_kind: Mapping[str, Selection]) -> Selection:
 def _kind(channels: _Channels, name: str) -> str:
     kinds: Mapping[str, str] = getattr(channels, "kinds", {})
     return kinds.get(name, "channels")
-
-
-@torch.inference_mode()
-def relative_error(model: nn.Module, reference: nn.Module, images: Tensor) -> float:
-    """Return the norm of the difference of two networks' outputs over that of the reference."""
-    wanted = reference(images)
-    return ((model(images) - wanted).norm() / wanted.norm().clamp_min(1e-30)).item()
 
 
 def _layer(
