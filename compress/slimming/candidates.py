@@ -11,16 +11,13 @@ judged on the calibration split.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from compress.progress import progress_bar
 from compress.slimming.judge import Evidence, Score
-from compress.slimming.output_error import relative_error
 from compress.slimming.reestimate import blend_, norms, reestimate_, statistics
 from compress.slimming.repair import Repaired, images_within, repair_
 from compress.slimming.slim import SlimResult

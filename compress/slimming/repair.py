@@ -146,8 +146,8 @@ def _layers(slim: nn.Module, original: nn.Module) -> tuple[dict[str, SampledLaye
             continue
         if "weight" not in layer._parameters or owners[id(layer.weight)] > 1:
             unfitted[name] = "its weight is shared or computed"
-        elif fan_in(layer) > WIDEST:  # type: ignore[arg-type]
-            unfitted[name] = f"an output reads {fan_in(layer)} inputs, more than {WIDEST}"  # type: ignore[arg-type]
+        elif fan_in(layer) > WIDEST:
+            unfitted[name] = f"an output reads {fan_in(layer)} inputs, more than {WIDEST}"
         else:
             fits[name] = layer
     return fits, unfitted
