@@ -70,7 +70,7 @@ class AdoptJob:
         force: replace an existing file.
         device: where to measure.
         seed: of the split of the data.
-        cache: folder of decoded images; None takes the usual one.
+        cache: folder of decoded images, or "off"; None takes the usual folder.
         progress: show bars on stderr.
     """
 
@@ -83,7 +83,7 @@ class AdoptJob:
     force: bool = False
     device: str = "cpu"
     seed: int = 0
-    cache: Path | None = None
+    cache: Path | str | None = None
     progress: bool = True
 
 
@@ -98,7 +98,7 @@ class AdoptReport:
         preprocessing: of pictures.
         classes: their names, or None.
         outputs: logits that the network gives.
-        data: name of the data that it was measured on, or None.
+        data: that it was measured on, as named by the user, or None.
         accuracy: on their validation split, or None.
         output: the file.
     """
@@ -194,7 +194,7 @@ def adopt_checkpoint(job: AdoptJob) -> AdoptReport:
         preprocessing=preprocessing,
         classes=classes,
         outputs=outputs,
-        data=None if data is None else data.name,
+        data=job.data,
         accuracy=accuracy,
         output=job.output,
     )

@@ -80,13 +80,13 @@ def add_data(parser: argparse.ArgumentParser, *, required: bool, purpose: str = 
 
 def add_cache(parser: argparse.ArgumentParser) -> None:
     """Add where decoded images are kept."""
-    words = "folder for decoded images; 'none' decodes them every time (a folder of this user's)"
+    words = "folder for decoded images; 'off' decodes them in every pass (a folder of this user's)"
     parser.add_argument("--cache", metavar="DIR", help=words)
 
 
-def cache_of(options: argparse.Namespace) -> Path | None:
-    """Return the folder of decoded images; None for the usual one."""
-    return None if options.cache is None else Path(options.cache)
+def cache_of(options: argparse.Namespace) -> Path | str | None:
+    """Return the folder of decoded images, or "off"; None for the usual folder."""
+    return options.cache if options.cache in (None, "off") else Path(options.cache)
 
 
 def parse_shape(text: str | None) -> tuple[int | None, tuple[int, int] | None]:

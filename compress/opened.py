@@ -121,7 +121,9 @@ class Opened:
         )
         return (self.channels, *size)
 
-    def data(self, data: str | ImageData, *, seed: int = 0, cache: Path | None = None) -> ImageData:
+    def data(
+        self, data: str | ImageData, *, seed: int = 0, cache: Path | str | None = None
+    ) -> ImageData:
         """Return the images prepared for this network.
 
         Args:

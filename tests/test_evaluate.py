@@ -6,10 +6,10 @@ import torch
 
 import compress
 from compress import opened
-from compress.exits import evaluation
 from compress.data.image_data import Split
 from compress.data.spec import load_data
 from compress.evaluate import main
+from compress.exits import evaluation
 from compress.models.early_exit import GFNetDynn
 from tests.slimming.test_surgery import tiny_vgg
 

@@ -51,7 +51,7 @@ class EvaluateJob:
         batch_size: images at a time; 1 gives the very decisions of the early return.
         device: where to run.
         seed: of the split of the data.
-        cache: folder of decoded images; None takes the usual one.
+        cache: folder of decoded images, or "off"; None takes the usual folder.
         progress: show bars on stderr.
     """
 
@@ -67,7 +67,7 @@ class EvaluateJob:
     batch_size: int = 128
     device: str = "cpu"
     seed: int = 0
-    cache: Path | None = None
+    cache: Path | str | None = None
     progress: bool = True
 
     def __post_init__(self) -> None:

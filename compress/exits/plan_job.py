@@ -50,7 +50,7 @@ class PlanJob:
         opening: how a checkpoint is opened.
         device: where to run it.
         seed: of the split of the data, and of the halves.
-        cache: folder of decoded images; None takes the usual one.
+        cache: folder of decoded images, or "off"; None takes the usual folder.
         progress: show bars on stderr.
     """
 
@@ -68,7 +68,7 @@ class PlanJob:
     opening: Opening = field(default_factory=Opening)
     device: str = "cpu"
     seed: int = 0
-    cache: Path | None = None
+    cache: Path | str | None = None
     progress: bool = True
 
 
@@ -197,7 +197,7 @@ def replay_of(
     opening: Opening | None = None,
     device: str = "cpu",
     seed: int = 0,
-    cache: Path | None = None,
+    cache: Path | str | None = None,
     progress: bool = True,
 ) -> dict[str, ReplayTable]:
     """Run a checkpoint with early exits over some splits.

@@ -37,7 +37,7 @@ class BenchmarkJob:
         save_profile: file for the profile of this device, of the one network with exits.
         force: replace existing files.
         seed: of the split of the data.
-        cache: folder of decoded images; None takes the usual one.
+        cache: folder of decoded images, or "off"; None takes the usual folder.
         progress: show bars on stderr.
     """
 
@@ -61,7 +61,7 @@ class BenchmarkJob:
     save_profile: Path | None = None
     force: bool = False
     seed: int = 0
-    cache: Path | None = None
+    cache: Path | str | None = None
     progress: bool = True
 
     def __post_init__(self) -> None:

@@ -66,7 +66,7 @@ class ExportJob:
         keep_int8: keep int8 in segments that it does not make faster here, too.
         force: replace a bundle that is there.
         seed: of the split of the data, and of noise.
-        cache: folder of decoded images; None takes the usual one.
+        cache: folder of decoded images, or "off"; None takes the usual folder.
         progress: show bars on stderr.
     """
 
@@ -86,7 +86,7 @@ class ExportJob:
     keep_int8: bool = False
     force: bool = False
     seed: int = 0
-    cache: Path | None = None
+    cache: Path | str | None = None
     progress: bool = True
 
 

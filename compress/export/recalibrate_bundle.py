@@ -24,7 +24,7 @@ def recalibrate_bundle(
     *,
     opening: Opening | None = None,
     seed: int = 0,
-    cache: Path | None = None,
+    cache: Path | str | None = None,
     progress: bool = True,
 ) -> Recalibration:
     """Give a bundle the thresholds that let as many images leave at each exit as in torch.
@@ -39,7 +39,7 @@ def recalibrate_bundle(
         data: whose calibration split is run.
         opening: how the checkpoint is opened.
         seed: of the split.
-        cache: folder of decoded images; None takes the usual one.
+        cache: folder of decoded images, or "off"; None takes the usual folder.
         progress: show bars on stderr.
 
     Raises:
@@ -60,7 +60,9 @@ def recalibrate_bundle(
     return found
 
 
-def _images(manifest: Manifest, data: str | ImageData, seed: int, cache: Path | None) -> ImageData:
+def _images(
+    manifest: Manifest, data: str | ImageData, seed: int, cache: Path | str | None
+) -> ImageData:
     """Return the images as the bundle prepares them."""
     if isinstance(data, ImageData):
         return data

@@ -67,7 +67,7 @@ def open_export(
     data: str | ImageData | None = None,
     opening: Opening | None = None,
     seed: int = 0,
-    cache: Path | None = None,
+    cache: Path | str | None = None,
 ) -> ExportSource:
     """Open a checkpoint for export.
 
@@ -81,7 +81,7 @@ def open_export(
             else noise.
         opening: how the checkpoint is opened.
         seed: of the split of the data, and of noise.
-        cache: folder of decoded images; None takes the usual one.
+        cache: folder of decoded images, or "off"; None takes the usual folder.
 
     Raises:
         UserInputError: a file or an option cannot be used, or they do not fit one another.
@@ -192,7 +192,7 @@ def _expect_no_exit_options(**options: object) -> None:
 
 
 def _data(
-    data: str | ImageData | None, network: Opened, seed: int, cache: Path | None
+    data: str | ImageData | None, network: Opened, seed: int, cache: Path | str | None
 ) -> ImageData | None:
     recorded = network.checkpoint.meta.get("data")
     was_built_in = isinstance(recorded, dict) and recorded.get("name") == BUILT_IN

@@ -80,6 +80,12 @@ class VGG(nn.Module):
         depths = tuple(len(stage) for stage in self.config["widths"])
         return next((f"vgg{n}_bn" for n, d in VGG_DEPTHS.items() if d == depths), "vgg_bn")
 
+    @property
+    def default_input_size(self) -> int | None:
+        """Side of the images that this form is published for; None where unknown."""
+        sides = {1: 32, 7: 224}  # by the side of the map that five pools leave
+        return sides.get(self.config["pooled"]) if len(self.config["widths"]) == 5 else None
+
     def channel_groups(self) -> list[ChannelGroup]:
         """One group a convolution; its BatchNorm scores it, the next layer reads it."""
         convs = [i for i, layer in enumerate(self.features) if isinstance(layer, nn.Conv2d)]

@@ -13,7 +13,7 @@ import inspect
 import math
 import os
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
@@ -46,13 +46,22 @@ __all__ = [
     "prepare",
     "read_picture",
     "readings",
+    "wanted_side",
     "with_channels",
 ]
 
 # Every other format is refused before its reader runs: some start programs, as EPS does.
-FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 ARRAY_SUFFIX = ".npy"
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ARRAY_SUFFIX, ".png", ".tif", ".tiff", ".webp")
+SUFFIXES = (
+    *(".bmp", ".jpeg", ".jpg", ARRAY_SUFFIX, ".pbm", ".pgm", ".png", ".ppm"),
+    *(".tif", ".tiff", ".webp"),
+)
+
+# A decoded pixel takes four bytes, also where the file holds one bit for it. Several threads and
+# processes decode at once, so a picture may take a quarter of a gigabyte and no more.
+MOST_PIXELS = 1 << 26
+MOST_BYTES = 1 << 29  # of a file; 64 million pixels without compression take less
 
 MODES = {1: "L", 3: "RGB"}  # by channels
 
@@ -117,7 +126,7 @@ def read_picture(path: Path, preprocessing: Preprocessing) -> np.ndarray:
         ToolchainError: Pillow is missing.
     """
     try:
-        with open_picture(path) as image:
+        with open_picture(path, wanted=wanted_side(preprocessing)) as image:
             return prepare(with_channels(image, preprocessing.channels), preprocessing)
     except DamagedPictureError as err:
         raise UserInputError(
@@ -126,20 +135,34 @@ def read_picture(path: Path, preprocessing: Preprocessing) -> np.ndarray:
 
 
 @contextmanager
-def open_picture(file: Union[Path, IO[bytes]]) -> Iterator[Picture]:
+def open_picture(
+    file: Union[Path, IO[bytes]], *, wanted: Optional[int] = None
+) -> Iterator[Picture]:
     """Give an opened picture of 8 bits a channel; it is decoded by what the block does with it.
 
+    Args:
+        file: its path or its content.
+        wanted: the longer side that it will be resized to, pixels: a JPEG of more than
+            `MOST_PIXELS` is then decoded at 1/2, 1/4 or 1/8 of its size. None wants it whole.
+
     Raises:
-        DamagedPictureError: it cannot be opened, or the block raised anything at all.
+        DamagedPictureError: it cannot be opened, has too many pixels, or the block raised anything
+            at all.
         ToolchainError: Pillow is missing.
     """
     image_module = pillow()
     try:
         with _opened(image_module, file) as image:
             _check_depth(image)
+            _bound_pixels(image, wanted)
             yield image
     except Exception as err:  # decoders raise nearly anything on hostile bytes
         raise DamagedPictureError(_reason(err)) from err
+
+
+def wanted_side(preprocessing: Preprocessing) -> Optional[int]:
+    """Return what `open_picture` may make a picture smaller for; None where it is not resized."""
+    return max(preprocessing.resized_size) if preprocessing.resize in FILTERS else None
 
 
 def with_channels(image: Picture, channels: int) -> Picture:
@@ -254,13 +277,41 @@ def _read_normalized(path: Path, preprocessing: Preprocessing) -> np.ndarray:
 def _opened(image_module: ModuleType, file: Union[Path, IO[bytes]]) -> Picture:
     if isinstance(file, Path):
         _check_regular(file)
-    if "formats" in inspect.signature(image_module.open).parameters:
+        _check_bytes(file.stat().st_size)
+    if _takes_formats(image_module.open):
         return image_module.open(file, formats=FORMATS)
     image = image_module.open(file)  # Pillow before 8.0: the header is read, nothing is decoded yet
     if image.format not in (*FORMATS, "MPO"):  # which is a JPEG with a second one behind it
         image.close()
         raise ValueError(_unknown_format())
     return image
+
+
+@lru_cache(maxsize=None)  # a signature costs as much as the header of a small picture
+def _takes_formats(image_open: Callable[..., Picture]) -> bool:
+    return "formats" in inspect.signature(image_open).parameters
+
+
+def _check_bytes(held: int) -> None:
+    if held > MOST_BYTES:
+        raise ValueError(f"{held} bytes, expected at most {MOST_BYTES}")
+
+
+def _bound_pixels(image: Picture, wanted: Optional[int]) -> None:
+    """Refuse, by its header, what would take too much memory; have large JPEGs decoded smaller."""
+    width, height = image.size
+    if width * height <= MOST_PIXELS:
+        return
+    # Twice what is wanted leaves the resizing filter its work. A progressive JPEG is held whole
+    # while it is decoded, however small it comes out.
+    baseline = image.format in ("JPEG", "MPO") and not image.info.get("progressive")
+    if wanted is not None and baseline:
+        image.draft("RGB", (2 * wanted, 2 * wanted))
+    if image.size[0] * image.size[1] > MOST_PIXELS:
+        raise ValueError(
+            f"{width} x {height} are {width * height // 10**6} million pixels, expected at most "
+            f"{MOST_PIXELS // 10**6} million"
+        )
 
 
 def _check_regular(path: Path) -> None:

@@ -53,7 +53,7 @@ class SlimJob:
         latency: measure it.
         device: where to measure.
         seed: of the noise, of the split of the data, and of the draw of images.
-        cache: folder of decoded images; None takes the usual one.
+        cache: folder of decoded images, or "off"; None takes the usual folder.
     """
 
     checkpoint: Path
@@ -70,7 +70,7 @@ class SlimJob:
     latency: bool = True
     device: str = "cpu"
     seed: int = 0
-    cache: Path | None = None
+    cache: Path | str | None = None
 
 
 def slim_checkpoint(job: SlimJob) -> Iterator[SlimReport]:

@@ -78,7 +78,7 @@ def open_source(
     groups: Sequence[str] = (),
     data: str | ImageData | None = None,
     seed: int = 0,
-    cache: Path | None = None,
+    cache: Path | str | None = None,
 ) -> SlimSource:
     """Bring the network of a checkpoint into the form in which it is slimmed.
 
@@ -87,7 +87,7 @@ def open_source(
         groups: kinds of channels that may go; the network's default where none is named.
         data: where the images come from; None for noise.
         seed: of the noise, and of the split of the data.
-        cache: folder of decoded images; None takes the usual one.
+        cache: folder of decoded images, or "off"; None takes the usual folder.
 
     Raises:
         UserInputError: the network has no channels of a kind, or does not take such images.

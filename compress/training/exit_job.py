@@ -57,7 +57,7 @@ class ExitJob:
         cache_dir: folder of cached features, which runs may share; None puts it into the run.
         opening: how the checkpoint is opened.
         device: where to train; None for the best there is.
-        cache: folder of decoded images; None takes the usual one.
+        cache: folder of decoded images, or "off"; None takes the usual folder.
         fresh: discard a run that is in the folder.
         progress: show bars on stderr.
     """
@@ -73,7 +73,7 @@ class ExitJob:
     cache_dir: Path | None = None
     opening: Opening = field(default_factory=Opening)
     device: str | None = None
-    cache: Path | None = None
+    cache: Path | str | None = None
     fresh: bool = False
     progress: bool = True
 

@@ -65,7 +65,7 @@ class FinetuneJob:
         device: where to train; None for the best there is.
         resume: refuse to begin a run, only go on with one.
         fresh: discard a run that is in the folder.
-        cache: folder of decoded images; None takes the usual one.
+        cache: folder of decoded images, or "off"; None takes the usual folder.
 
     Raises:
         UserInputError: there is both a checkpoint and a new network, or neither.
@@ -86,7 +86,7 @@ class FinetuneJob:
     device: str | None = None
     resume: bool = False
     fresh: bool = False
-    cache: Path | None = None
+    cache: Path | str | None = None
 
     def __post_init__(self) -> None:
         if (self.checkpoint is None) == (self.from_scratch is None):
