@@ -5,9 +5,10 @@ the unslimmed network. With them: the best of all candidates (`compress.slimming
 """
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from compress.slimming.candidates import Choice, Mending, candidates, choose
+from compress.slimming.candidates import Candidate, Choice, Mending, candidates, choose
 from compress.slimming.judge import Evidence
 from compress.slimming.output_error import relative_error
 from compress.slimming.report import Absorption
@@ -39,6 +40,7 @@ def best_network(
     *,
     evidence: Evidence | None = None,
     mending: Mending | None = None,
+    look: Callable[[Candidate], None] | None = None,
 ) -> Best:
     """Slim the network of a checkpoint and keep the best that can be made without training.
 
@@ -48,6 +50,7 @@ def best_network(
         options: how to slim; without `absorb` the fold is measured, but not kept.
         evidence: images to mend and to judge with; None keeps the plain cut or the fold.
         mending: what may be tried with them.
+        look: is shown every candidate, and leaves it as it is.
 
     Raises:
         UserInputError: an option is out of range.
@@ -64,13 +67,22 @@ def best_network(
         kept = fold if absorption.applied and fold is not None else plain
         return Best(result=kept, absorption=absorption)
     results = [plain, fold] if fold is not None and options.absorb else [plain]
-    choice = choose(candidates(results, evidence, mending or Mending()), evidence)
+    choice = choose(_shown(candidates(results, evidence, mending or Mending()), look), evidence)
     folded = len(results) > 1 and choice.best.name != "plain"
     return Best(
         result=replace(results[-1] if folded else plain, model=choice.best.network),
         absorption=replace(absorption, applied=folded),
         choice=choice,
     )
+
+
+def _shown(
+    made: Iterator[Candidate], look: Callable[[Candidate], None] | None
+) -> Iterator[Candidate]:
+    for candidate in made:
+        if look is not None:
+            look(candidate)
+        yield candidate
 
 
 def _absorption(

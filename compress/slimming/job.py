@@ -19,7 +19,7 @@ from compress.models.channel_kinds import counted_form, counts_matrices
 from compress.opened import Opening, open_checkpoint
 from compress.optional import require
 from compress.slimming.best import best_network
-from compress.slimming.candidates import Mending
+from compress.slimming.candidates import Candidate, Mending
 from compress.slimming.judge import Evidence, evidence_of
 from compress.slimming.report import Figures, SlimReport
 from compress.slimming.selection import check_ratio
@@ -50,6 +50,7 @@ class SlimJob:
         images: the same, loaded already.
         mending: what to try with images of the data; None judges the plain cut and the fold alone,
             by outputs.
+        look: is shown every candidate that is tried, and leaves it as it is.
         latency: measure it.
         device: where to measure.
         seed: of the noise, of the split of the data, and of the draw of images.
@@ -67,6 +68,7 @@ class SlimJob:
     data: str | None = None
     images: ImageData | None = None
     mending: Mending | None = None
+    look: Callable[[Candidate], None] | None = None
     latency: bool = True
     device: str = "cpu"
     seed: int = 0
@@ -128,7 +130,9 @@ def _slim_one(
     tqdm = require("tqdm", "progress bars").tqdm
     with tqdm(total=3, desc=f"slim {ratio}", unit="step", leave=False) as bar:
         bar.set_postfix_str("cutting channels, comparing outputs")
-        best = best_network(source, ratio, job.options, evidence=evidence, mending=job.mending)
+        best = best_network(
+            source, ratio, job.options, evidence=evidence, mending=job.mending, look=job.look
+        )
         bar.update()
         bar.set_postfix_str("measuring")
         before, after = _measure(job, source, best.result.model)

@@ -35,6 +35,8 @@ __all__ = ["RIDGE", "Repaired", "images_within", "repair_"]
 
 RIDGE = 1e-3  # share of the mean square of a layer's inputs
 WIDEST = 6144  # inputs of one output; the Gram matrix of more would take more than 300 MiB
+FEWEST_SAMPLES = 5  # for every input of an output; with fewer a fit follows the images at hand
+STIFF = 1e9  # a ridge that lets no weight move, so that the bias alone is fitted
 AT_ONCE = 128  # images
 LIVE = 4  # maps of the largest size that a forward holds at a time: a shortcut, in, out, temporary
 
@@ -46,7 +48,8 @@ class Repaired:
     Attributes:
         images: how many it looked at.
         left: by fitted layer, the share of its output's variance that stays unexplained, in [0, 1].
-        unfitted: why layers keep the weights that they had.
+        unfitted: why layers keep the weights that they had; of those that are in `left` too, the
+            bias alone was fitted.
     """
 
     images: int
@@ -118,7 +121,9 @@ def repair_(
 
     def fit(name: str) -> Callable[..., None]:
         def halt(layer: SampledLayer, inputs: Any) -> None:
-            left[name] = _fit_(layer, inputs[0], wanted[name], ridge, normed=name in behind)
+            stiff = _too_few(name, layer, wanted[name], unfitted)
+            strength = STIFF if stiff else ridge
+            left[name] = _fit_(layer, inputs[0], wanted[name], strength, normed=name in behind)
 
         return halt
 
@@ -193,6 +198,16 @@ def _wanted(
         for hook in hooks:
             hook.remove()
     return found
+
+
+def _too_few(name: str, layer: SampledLayer, wanted: _Wanted, unfitted: dict[str, str]) -> bool:
+    if wanted.where.numel() >= FEWEST_SAMPLES * fan_in(layer):
+        return False
+    unfitted[name] = (
+        f"{wanted.where.numel()} samples are too few for {fan_in(layer)} inputs; only a bias is "
+        "fitted"
+    )
+    return True
 
 
 def _fit_(
