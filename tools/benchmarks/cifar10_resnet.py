@@ -1,4 +1,4 @@
-"""What slimming does to real trained networks: CIFAR-10 ResNets, without training and with a little.
+"""What slimming does to real trained networks: CIFAR-10 ResNets, before and after fine-tuning.
 
     python tools/benchmarks/cifar10_resnet.py [--data DIR] [--checkpoint FILE ...] [-o FOLDER]
     python tools/benchmarks/cifar10_resnet.py --short
@@ -18,6 +18,7 @@ import json
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +124,11 @@ def _network(plan: Plan, notes: Notes, adopted: Path) -> list[dict[str, Any]]:
         name = f"{adopted.stem} slim {ratio}"
         if not output.exists():
             notes.forget(name)
-        slim = notes.get(name, lambda r=ratio, o=output: _slim(plan, adopted, o, r, data, test))
+        slim = notes.get(name, partial(_slim, plan, adopted, output, ratio, data, test))
         rows[0] |= {key: slim["before"][key] for key in ("macs", "params")}
         figures = {"tried": slim["tried"], "made_by": slim["made_by"], **slim["after"]}
         if plan.epochs:
-            tuned = notes.get(f"{name} tuned", lambda o=output: _finetune(plan, o, test, data))
+            tuned = notes.get(f"{name} tuned", partial(_finetune, plan, output, test, data))
             figures["tuned"] = tuned["correct"]
         rows.append({**row, "ratio": ratio, "file": str(output), **figures})
     return rows
