@@ -118,7 +118,7 @@ def _classes(text: str | None) -> tuple[str, ...] | None:
         if bad:
             why = f"{bad[0]!r} is no name"
         raise UserInputError(
-            f"--classes {text[:80]}: {why}; expected a file with one name a line, or a,b,c, all "
+            f"--classes {text[:80]!r}: {why}; expected a file with one name a line, or a,b,c, all "
             "different"
         )
     return tuple(names)

@@ -10,7 +10,7 @@ import os
 import sys
 from typing import Any, Callable, List, Optional, Tuple
 
-from compress.errors import CompressError, ToolchainError, UserInputError
+from compress.errors import CompressError, ToolchainError, UserInputError, disk_error
 
 __all__ = [
     "HelpFormatter",
@@ -95,6 +95,12 @@ def run_door(
     except BrokenPipeError:  # the reader of a pipe went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as err:  # the last resort: what writes files tells more
+        told = disk_error(err, err.filename)
+        if told is None:
+            raise
+        print(f"{parser.prog}: error: {told}", file=sys.stderr)
+        return told.exit_code
 
 
 def print_json(value: Any) -> None:

@@ -67,6 +67,8 @@ def opening_of(options: argparse.Namespace, *, retrain: bool = False) -> "Openin
         head_positions=heads,
         image_size=size,
         channels=channels,
+        weights=options.weights,
+        max_gib=options.max_gib,
         retrain=retrain,
     )
 

@@ -19,7 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.checkpoint import Checkpoint, model_from_checkpoint, read_checkpoint
+from compress.checkpoint import (
+    MAX_GIB,
+    Checkpoint,
+    model_from_checkpoint,
+    read_checkpoint,
+)
 from compress.data.image_data import ImageData, Preprocessing
 from compress.data.spec import load_data
 from compress.errors import UnsupportedModelError, UserInputError
@@ -43,6 +48,8 @@ class Opening:
         head_positions: blocks behind which the heads of a foreign checkpoint stand.
         image_size: height and width, pixels, or a side; None takes what is known.
         channels: of the images; None takes what is known.
+        weights: which of several sets of weights a file holds, such as "ema"; None the plain ones.
+        max_gib: most memory of the tensors, as the file says before it is read.
         retrain: the network is about to be trained, so that it may get another size than it had.
     """
 
@@ -51,6 +58,8 @@ class Opening:
     head_positions: tuple[int, ...] | None = None
     image_size: int | tuple[int, int] | None = None
     channels: int | None = None
+    weights: str | None = None
+    max_gib: float = MAX_GIB
     retrain: bool = False
 
     def __post_init__(self) -> None:
@@ -71,6 +80,8 @@ class Opening:
             factory=self.factory,
             unsafe_pickle=self.unsafe_pickle,
             exits=self.head_positions,
+            weights=self.weights,
+            max_gib=self.max_gib,
         )
 
 

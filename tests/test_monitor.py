@@ -19,6 +19,7 @@ from compress.errors import UserInputError
 from compress.runtime.manifest import Manifest, Segment, TensorSpec, write_manifest
 from compress.runtime.reference_rates import CALIBRATION, ReferenceRates, read_reference
 from compress.runtime.stream import Prediction, Tally
+from tests.signals import heed_interrupts
 
 THRESHOLDS = (0.5, 0.75)
 RATES = (0.5, 0.3, 0.2)
@@ -343,6 +344,7 @@ def test_ctrl_c_ends_with_the_summary(bundle, tmp_path):
         text=True,
         cwd=Path(monitor.__file__).parents[1],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=heed_interrupts,
     )
     assert process.stdout.readline().startswith("3 images")
     process.send_signal(signal.SIGINT)

@@ -12,11 +12,20 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from compress.errors import UserInputError
 from compress.runtime.pictures import ARRAY_SUFFIX, SUFFIXES
 
-__all__ = ["SPLIT_NAMES", "UNDIVIDED", "ImageFile", "Layout", "find_layout", "holds_class_folders"]
+__all__ = [
+    "SPLIT_NAMES",
+    "UNDIVIDED",
+    "ClassFiles",
+    "ImageFile",
+    "Layout",
+    "find_layout",
+    "holds_class_folders",
+]
 
 UNDIVIDED = "all"  # stands for the split where none is given
 SPLIT_NAMES = {
@@ -36,19 +45,19 @@ NAMED = 5  # names that a message lists
 DEEPEST = 3  # folders that may lie around the class folders, as in UCMerced_LandUse/Images
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageFile:
-    """One image file, and what tells whether it is still the same.
+class ImageFile(NamedTuple):
+    """One image file, and what tells whether it is still the same: there may be a million of them.
 
     Attributes:
         path: where it lies.
-        name: its path below its class folder, with forward slashes.
         state: size in bytes, time of its content and of its entry, nanoseconds.
     """
 
-    path: Path
-    name: str
+    path: str
     state: tuple[int, int, int]
+
+
+ClassFiles = Mapping[str, ImageFile]  # by their path below the class folder, in its order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +73,7 @@ class Layout:
     """
 
     root: Path
-    given: Mapping[str, Mapping[str, tuple[ImageFile, ...]]]
+    given: Mapping[str, Mapping[str, ClassFiles]]
     folders: Mapping[str, str]
     skipped: Mapping[str, int]
     unused: tuple[str, ...]
@@ -72,14 +81,14 @@ class Layout:
 
 @dataclass(kw_only=True)
 class _Tree:
-    images: list[ImageFile] = field(default_factory=list)
+    images: dict[str, ImageFile] = field(default_factory=dict)
     folders: dict[str, "_Tree"] = field(default_factory=dict)
     skipped: Counter[str] = field(default_factory=Counter)
 
     def below(self, prefix: str = "") -> Iterator[tuple[str, ImageFile]]:
         """Yield every image here and deeper, with its path below this folder."""
-        for image in self.images:
-            yield prefix + image.name, image
+        for name, image in self.images.items():
+            yield prefix + name, image
         for name, folder in self.folders.items():
             yield from folder.below(f"{prefix}{name}/")
 
@@ -125,21 +134,21 @@ def holds_class_folders(folder: Path) -> bool:
 
 def _read_tree(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> _Tree:
     tree = _Tree()
-    here = os.stat(folder)
-    above = above | {(here.st_dev, here.st_ino)}
+    above = above | {_identity(os.stat(folder))}
     for entry in _entries(folder):
         name, suffix = entry.name, os.path.splitext(entry.name)[1].lower()
         try:
             if name.startswith(".") or name.lower() in LITTER:
                 tree.skipped["hidden" if name.startswith(".") else name] += 1
             elif entry.is_dir():
-                state = entry.stat() if entry.is_symlink() else None
-                if state is not None and (state.st_dev, state.st_ino) in above:
+                if entry.is_symlink() and _identity(entry.stat()) in above:
                     tree.skipped["links to a folder above"] += 1
                 else:
                     tree.folders[name] = _read_tree(folder / name, above)
             elif suffix in EXTENSIONS and entry.is_file():
-                tree.images.append(_image_file(folder, entry))
+                state = entry.stat()
+                times = (state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+                tree.images[name] = ImageFile(entry.path, times)
             else:
                 tree.skipped[suffix or "without extension"] += 1
         except OSError as err:
@@ -149,10 +158,8 @@ def _read_tree(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) ->
     return tree
 
 
-def _image_file(folder: Path, entry: "os.DirEntry[str]") -> ImageFile:
-    state = entry.stat()
-    times = (state.st_size, state.st_mtime_ns, state.st_ctime_ns)
-    return ImageFile(path=folder / entry.name, name=entry.name, state=times)
+def _identity(state: os.stat_result) -> tuple[int, int]:
+    return state.st_dev, state.st_ino
 
 
 def _entries(folder: Path) -> "list[os.DirEntry[str]]":
@@ -199,9 +206,9 @@ def _split_folders(root: Path, tree: _Tree) -> dict[str, str]:
     return splits
 
 
-def _classes(folder: Path, tree: _Tree) -> dict[str, tuple[ImageFile, ...]]:
-    classes = {
-        name: _named(inside)
+def _classes(folder: Path, tree: _Tree) -> dict[str, ClassFiles]:
+    classes: dict[str, ClassFiles] = {
+        name: dict(sorted(inside.below()))
         for name, inside in sorted(tree.folders.items())
         if inside.has_images() or _may_be_a_class(inside)
     }
@@ -218,13 +225,6 @@ def _may_be_a_class(tree: _Tree) -> bool:
     """Say whether a folder without readable images should have some: a person must look at it."""
     skipped = tree.all_skipped()
     return not skipped or bool(UNREAD_EXTENSIONS & set(skipped))
-
-
-def _named(tree: _Tree) -> tuple[ImageFile, ...]:
-    return tuple(
-        ImageFile(path=image.path, name=name, state=image.state)
-        for name, image in sorted(tree.below(), key=lambda pair: pair[0])
-    )
 
 
 def _passed_over(tree: _Tree, whole: _Tree, splits: Mapping[str, str]) -> dict[str, int]:

@@ -8,9 +8,11 @@ most of the time.
 """
 
 import contextlib
+import gc
 import hashlib
 import io
 import json
+import os
 import sys
 import warnings
 import zlib
@@ -82,27 +84,31 @@ def decode_runs(task: Task, runs: Iterable[Run]) -> Iterator[list[Decoded]]:
     """Decode the files of each run, write their pixels, and yield what is known of them."""
     given = task.preprocessing
     preprocessing = None if given is None else Preprocessing.from_dict(given)
+    # To find damage any size will do.
+    wanted = 1 if preprocessing is None else wanted_side(preprocessing)
     with contextlib.ExitStack() as stack:
         output = task.output and stack.enter_context(open(task.output, "r+b", buffering=0))
         for run in runs:
-            found = [_decode(path, preprocessing) for path in run.paths]
+            found = [_decode(path, preprocessing, wanted) for path in run.paths]
             if output and all(pixels is not None for _, pixels in found):
                 _write(output, task.start, run.first, [pixels for _, pixels in found])
             yield [decoded for decoded, _ in found]
 
 
-def _decode(path: str, preprocessing: Preprocessing | None) -> tuple[Decoded, Any]:
+def _decode(
+    path: str, preprocessing: Preprocessing | None, wanted: int | None
+) -> tuple[Decoded, Any]:
     content, size, pixels = b"", (0, 0), None
     try:
         content = _content(path)
-        with open_picture(io.BytesIO(content), wanted=_wanted(preprocessing)) as image:
+        with open_picture(io.BytesIO(content), wanted=wanted) as image:
             kind, size = image.format, image.size
             if kind == "PNG":  # its checksums are looked at by this alone, which uses it up
                 image.verify()
             else:
                 pixels = _pixels(image, preprocessing)
         if kind == "PNG" and preprocessing is not None:
-            with open_picture(io.BytesIO(content), wanted=_wanted(preprocessing)) as image:
+            with open_picture(io.BytesIO(content), wanted=wanted) as image:
                 pixels = _pixels(image, preprocessing)
     except (DamagedPictureError, OSError) as err:
         damage = err.strerror if isinstance(err, OSError) else None
@@ -122,15 +128,11 @@ def _damaged(content: bytes, size: tuple[int, int], damage: str) -> Decoded:
 
 
 def _content(path: str) -> bytes:
-    with open(path, "rb") as file:
-        content = file.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
-        raise DamagedPictureError(f"more than {MOST_BYTES} bytes")
-    return content
-
-
-def _wanted(preprocessing: Preprocessing | None) -> int | None:
-    return 1 if preprocessing is None else wanted_side(preprocessing)
+    with open(path, "rb", buffering=0) as file:
+        held = os.fstat(file.fileno()).st_size
+        if held > MOST_BYTES:
+            raise DamagedPictureError(f"{held} bytes, expected at most {MOST_BYTES}")
+        return file.read(held)
 
 
 def _pixels(image: Any, preprocessing: Preprocessing | None) -> "np.ndarray | None":
@@ -158,6 +160,8 @@ def _lines(task_line: str, runs: Iterable[str]) -> Iterator[str]:
 
 def _main() -> None:
     warnings.simplefilter("ignore")  # of pictures that are large, which are refused in words
+    gc.freeze()  # what was imported stays; pictures are freed without looking for circles
+    gc.set_threshold(100_000)
     task_line = sys.stdin.readline()
     if not task_line:
         return

@@ -60,7 +60,7 @@ class Findings:
             self.sizes[place] = decoded.size
 
 
-def decode_files(paths: Sequence[Path], task: Task, *, total_bytes: int) -> Findings:
+def decode_files(paths: Sequence[str], task: Task, *, total_bytes: int) -> Findings:
     """Return what is known of each file, in order; pixels go where the task says.
 
     Args:
@@ -71,20 +71,19 @@ def decode_files(paths: Sequence[Path], task: Task, *, total_bytes: int) -> Find
     Raises:
         ToolchainError: Pillow or tqdm is missing, or a process ended before its time.
     """
-    names = [os.fspath(path) for path in paths]
-    starts = range(0, len(names), RUN)
-    runs = [Run(first=first, paths=names[first : first + RUN]) for first in starts]
+    starts = range(0, len(paths), RUN)
+    runs = [Run(first=first, paths=paths[first : first + RUN]) for first in starts]
     found = Findings(
-        sha256=np.zeros((len(names), 32), dtype=np.uint8),
-        crcs=np.zeros(len(names), dtype=np.uint32),
-        sizes=np.zeros((len(names), 2), dtype=np.int64),
+        sha256=np.zeros((len(paths), 32), dtype=np.uint8),
+        crcs=np.zeros(len(paths), dtype=np.uint32),
+        sizes=np.zeros((len(paths), 2), dtype=np.int64),
         damage={},
     )
     require("PIL.Image", "reading images")
     tqdm = require("tqdm", "progress bars").tqdm
     what = "checking images" if task.output is None else "decoding images"
-    with tqdm(desc=what, total=len(names), delay=2, leave=False, unit="image") as bar:
-        few = len(names) < FEW and total_bytes < WORTH_A_PROCESS
+    with tqdm(desc=what, total=len(paths), delay=2, leave=False, unit="image") as bar:
+        few = len(paths) < FEW and total_bytes < WORTH_A_PROCESS
         answers = _here(task, runs) if few or not sys.executable else _in_processes(task, runs)
         with closing(answers):
             for run, answer in answers:
@@ -93,7 +92,7 @@ def decode_files(paths: Sequence[Path], task: Task, *, total_bytes: int) -> Find
     return found
 
 
-def check_damage(paths: Sequence[Path], found: Findings) -> None:
+def check_damage(paths: Sequence[str], found: Findings) -> None:
     """Raise UserInputError that names up to five damaged files and counts the rest."""
     if not found.damage:
         return

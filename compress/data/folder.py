@@ -13,12 +13,19 @@ file that later epochs and runs read (see `compress.data.image_cache`).
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from compress.data.class_folders import NAMED, UNDIVIDED, ImageFile, Layout, find_layout
+from compress.data.class_folders import (
+    NAMED,
+    UNDIVIDED,
+    ClassFiles,
+    ImageFile,
+    Layout,
+    find_layout,
+)
 from compress.data.given_splits import only_given
 from compress.data.image_cache import ImageListing, prepared_images
 from compress.data.image_data import ImageData, Preprocessing, assemble
@@ -37,12 +44,11 @@ LOOKED_AT = 64  # images whose sizes are compared before all are decoded
 Parts = dict[str, dict[str, list[ImageFile]]]  # split, then class, then its files
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Listed:
+class _Listed(NamedTuple):
     """One image, and what the data set makes of it."""
 
-    file: ImageFile
     name: str  # below the root
+    file: ImageFile
     label: int
     split: str
 
@@ -109,19 +115,18 @@ def _divided(layout: Layout, seed: int) -> Parts:
     shares = shares_of_train(layout.given)
     for name, files in whole.items():
         _check_count(files, name, len(shares), layout)
-        by_name = {file.name: file for file in files}
-        for split, names in split_names(by_name, shares, seed).items():
-            parts[split][name] = [by_name[file] for file in names]
+        for split, names in split_names(files, shares, seed).items():
+            parts[split][name] = [files[file] for file in names]
     first = whole or next(iter(given.values()))
     for split, classes in given.items():
         _check_same_classes(layout.folders[split], set(classes), set(first))
         for name, files in classes.items():
             _check_count(files, f"{layout.folders[split]}/{name}", 1, layout)
-            parts[split][name] = list(files)
+            parts[split][name] = list(files.values())
     return parts
 
 
-def _check_count(files: Sequence[ImageFile], name: str, least: int, layout: Layout) -> None:
+def _check_count(files: ClassFiles, name: str, least: int, layout: Layout) -> None:
     if len(files) < least:
         others = f"; passed over: {_counts(layout.skipped)}" if layout.skipped else ""
         raise UserInputError(
@@ -143,17 +148,12 @@ def _listed(layout: Layout, parts: Parts, classes: Sequence[str]) -> list[_Liste
     labels = {name: label for label, name in enumerate(classes)}
     prefix = len(os.fspath(layout.root)) + 1
     images = [
-        _Listed(
-            file=file,
-            name=os.fspath(file.path)[prefix:].replace(os.sep, "/"),
-            label=labels[name],
-            split=split,
-        )
+        _Listed(file.path[prefix:].replace(os.sep, "/"), file, labels[name], split)
         for split, part in parts.items()
         for name, files in part.items()
         for file in files
     ]
-    return sorted(images, key=lambda image: image.name)
+    return sorted(images)
 
 
 def _listing(images: Sequence[_Listed]) -> ImageListing:
@@ -170,7 +170,7 @@ def _common_size(root: Path, images: Sequence[_Listed]) -> tuple[int, int]:
     step = -(-len(images) // LOOKED_AT)
     for image in images[::step]:
         try:
-            with open_picture(image.file.path) as picture:
+            with open_picture(Path(image.file.path)) as picture:
                 found.setdefault((picture.height, picture.width), image.name)
         except DamagedPictureError:
             continue  # named with all others when they are decoded
@@ -217,4 +217,5 @@ def _told(folder: Path, layout: Layout, parts: Parts) -> str:
 def _counts(skipped: Mapping[str, int]) -> str:
     total = sum(skipped.values())
     kinds = sorted(skipped, key=lambda kind: -skipped[kind])[:NAMED]
-    return f"{total} files ({', '.join(f'{kind} {skipped[kind]}' for kind in kinds)})"
+    named = ", ".join(f"{kind} {skipped[kind]}" for kind in kinds)
+    return f"{total} file{'s' if total > 1 else ''} ({named})"

@@ -32,7 +32,7 @@ from compress.data.first_pass import check_damage, decode_files
 from compress.data.image_data import ImageSource, Preprocessing
 from compress.data.pictures import FileSource
 from compress.errors import UserInputError
-from compress.files import replacing
+from compress.files import remove, replacing
 
 __all__ = ["OFF", "CachedSource", "ImageListing", "PreparedImages", "prepared_images"]
 
@@ -55,7 +55,7 @@ class ImageListing:
         states: (size in bytes, time of content, time of entry in nanoseconds) of each.
     """
 
-    paths: Sequence[Path]
+    paths: Sequence[str]
     names: Sequence[str]
     states: Sequence[tuple[int, int, int]]
 
@@ -80,7 +80,7 @@ class CachedSource(FileSource):
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        paths: Sequence[str],
         preprocessing: Preprocessing,
         pixels: NDArray[np.uint8],
         crcs: NDArray[np.uint32],
@@ -134,16 +134,11 @@ def prepared_images(
     """
     folder = _usable_folder(cache)
     if folder is None:
-        table = _decoded(listing, preprocessing, Task(preprocessing=None))
+        seen = _decoded(listing, preprocessing, Task(preprocessing=None))
         source = FileSource(listing.paths, preprocessing)
-        return PreparedImages(source=source, sha256=table.sha256, one_size=table.one_size)
+        return PreparedImages(source=source, sha256=seen.sha256, one_size=seen.one_size)
     file = _file(folder, listing, preprocessing)
-    table = open_table(file)
-    if table is None:
-        with _lock(file.path):
-            table = open_table(file)  # perhaps made by another process, just now
-            if table is None:
-                table = _make(file, listing, preprocessing)
+    table = open_table(file) or _made(file, listing, preprocessing)
     source = FileSource(listing.paths, preprocessing)
     if file.image_bytes:
         source = CachedSource(listing.paths, preprocessing, file.pixels(), table.crcs)
@@ -172,17 +167,22 @@ def _file(folder: Path, listing: ImageListing, preprocessing: Preprocessing) -> 
 def _key(listing: ImageListing, preprocessing: Preprocessing) -> str:
     geometry = {**preprocessing.to_dict(), "channels": preprocessing.channels}
     del geometry["mean"], geometry["std"]  # pixels are kept before they are normalised
-    digest = hashlib.sha256(json.dumps(geometry, sort_keys=True).encode())
-    for name, state in zip(listing.names, listing.states, strict=True):
-        digest.update(f"\n{state}".encode() + os.fsencode(name) + b"\0")
-    return digest.hexdigest()
+    files = "\0".join(
+        f"{name}\0{size} {content} {entry}"
+        for name, (size, content, entry) in zip(listing.names, listing.states, strict=True)
+    )
+    head = json.dumps(geometry, sort_keys=True)
+    return hashlib.sha256(os.fsencode(f"{head}\0{files}")).hexdigest()
+
+
+def _made(file: CacheFile, listing: ImageListing, preprocessing: Preprocessing) -> Table:
+    with _lock(file.path):  # while this waited another process may have made it
+        return open_table(file) or _make(file, listing, preprocessing)
 
 
 def _make(file: CacheFile, listing: ImageListing, preprocessing: Preprocessing) -> Table:
     if file.path.exists():
         logger.info("decoded images in %s are damaged or incomplete: made anew", file.path)
-    for part in file.path.parent.glob(f".{file.path.name}.*.part"):  # of a process that was killed
-        part.unlink(missing_ok=True)
     _make_room(file.path.parent, file.size)
     with replacing(file.path) as part:
         _reserve(part, file.size)
@@ -258,8 +258,7 @@ def _make_room(folder: Path, needed: int) -> None:
     for _, size, path in sorted(kept):
         if total <= MOST_KEPT:
             break
-        if is_cache_file(path):
-            path.unlink(missing_ok=True)
+        if remove(path, is_ours=is_cache_file):
             total -= size
 
 
@@ -274,7 +273,7 @@ def _lock(path: Path) -> Iterator[None]:
     except ImportError:
         yield
         return
-    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
+    with open(path.with_name(f".{path.name}.lock"), "a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

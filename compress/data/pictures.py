@@ -87,7 +87,7 @@ class FileSource:
 
     lazy = True
 
-    def __init__(self, paths: Sequence[Path], preprocessing: Preprocessing) -> None:
+    def __init__(self, paths: Sequence[str], preprocessing: Preprocessing) -> None:
         self.paths = paths
         self.preprocessing = preprocessing
 
@@ -102,7 +102,7 @@ class FileSource:
         Raises:
             UserInputError: a file is gone or cannot be decoded; it is named.
         """
-        paths = [self.paths[place] for place in positions.tolist()]
+        paths = [Path(self.paths[place]) for place in positions.tolist()]
         return _stack(in_threads(partial(read_picture, preprocessing=self.preprocessing), paths))
 
 

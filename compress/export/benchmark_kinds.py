@@ -44,7 +44,7 @@ class CheckpointSubject(Subject):
     kind = "checkpoint"
 
     def __init__(self, spec: SubjectSpec, name: str, options: OpenOptions) -> None:
-        opened = open_checkpoint(spec.path, options.opening)
+        opened = open_checkpoint(spec.path, spec.opening or options.opening)
         model = _deployed(opened.model, spec)
         example, _ = noise(opened.image_shape(), count=1)
         self.classes = logits_of(check_forward(model, example)).shape[-1]

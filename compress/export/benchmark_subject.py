@@ -31,12 +31,14 @@ class SubjectSpec:
         thresholds: one for all exits or one for each; None takes those of the bundle. A checkpoint
             with exits needs them; without exits they mean nothing.
         exits: blocks whose exits are deployed, of a checkpoint; None is all.
+        opening: how it is opened, a checkpoint; None is as all others.
     """
 
     path: Path
     name: str | None = None
     thresholds: float | Sequence[float] | None = None
     exits: Sequence[int] | None = None
+    opening: Opening | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,13 @@ from compress.data.image_data import ImageData
 from compress.errors import ToolchainError, UserInputError
 from compress.exits.recalibrate import Recalibration, recalibrated
 from compress.exits.replay import ReplayTable, Source, fill_replay
-from compress.export.bundle import INT8_IMAGES, SegmentFiles, write_segments
+from compress.export.bundle import (
+    INT8_IMAGES,
+    SegmentFiles,
+    foreign_in_bundle,
+    is_bundle,
+    write_segments,
+)
 from compress.export.bundle_replay import reference_rates, replay_bundle
 from compress.export.onnx_file import onnx_session
 from compress.export.parity import BundleParity, check_parity, measure_parity
@@ -27,7 +33,7 @@ from compress.opened import Opening
 from compress.runtime.cuda import probe_cuda
 from compress.runtime.engine_builder import build_engines
 from compress.runtime.engines import EngineSet
-from compress.runtime.manifest import MANIFEST, Manifest, write_manifest
+from compress.runtime.manifest import Manifest, write_manifest
 from compress.runtime.preprocessing import Preprocessing
 
 __all__ = [
@@ -173,7 +179,7 @@ def export_checkpoint(job: ExportJob) -> ExportReport:
         seed=job.seed,
         cache=job.cache,
     )
-    with replacing_folder(job.output) as folder:
+    with replacing_folder(job.output, foreign_in=foreign_in_bundle) as folder:
         files = write_segments(
             source,
             folder,
@@ -209,7 +215,7 @@ def _check(job: ExportJob) -> None:
     """Before a minute of exporting, not after."""
     if job.builder not in BUILDERS:
         raise UserInputError(f"--builder is {job.builder!r}; expected one of {', '.join(BUILDERS)}")
-    if job.output.exists() and not (job.output / MANIFEST).exists():
+    if job.output.exists() and not is_bundle(job.output):
         raise UserInputError(
             f"output {job.output} exists and is no bundle; give another name with -o/--output"
         )

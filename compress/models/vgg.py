@@ -75,12 +75,6 @@ class VGG(nn.Module):
         return self.classifier(torch.flatten(x, 1))
 
     @property
-    def display_name(self) -> str:
-        """The name that people use, such as "vgg16_bn"; "vgg_bn" for other depths."""
-        depths = tuple(len(stage) for stage in self.config["widths"])
-        return next((f"vgg{n}_bn" for n, d in VGG_DEPTHS.items() if d == depths), "vgg_bn")
-
-    @property
     def default_input_size(self) -> int | None:
         """Side of the images that this form is published for; None where unknown."""
         sides = {1: 32, 7: 224}  # by the side of the map that five pools leave

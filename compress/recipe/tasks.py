@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.checkpoint import load
+from compress.checkpoint import save
 from compress.data.augment import Augment, AugmentConfig
 from compress.data.image_data import ImageData
 from compress.errors import UserInputError
@@ -18,10 +18,11 @@ from compress.measure.accuracy import evaluate_accuracy
 from compress.models.channel_kinds import resolve_kinds, with_scales
 from compress.models.early_exit import with_exits
 from compress.models.gfnet import GFNet
-from compress.opened import open_checkpoint
+from compress.opened import check_classes, open_checkpoint
 from compress.recipe.engine import Context, Work
 from compress.recipe.exit_tasks import evaluate_exits, plan_task
 from compress.recipe.export_tasks import dispatch_bundle, export_network
+from compress.recipe.networks import network_of, opened_start, opening_of, pretrained
 from compress.recipe.report_tasks import benchmark_networks, report_run
 from compress.recipe.schema import Recipe
 from compress.recipe.table import compare_networks, table_text
@@ -38,7 +39,7 @@ from compress.training.objectives import Objective, objective_of
 from compress.training.teacher import teacher_from
 from compress.training.transfer import build_student
 
-__all__ = ["work_of"]
+__all__ = ["WORK", "work_of"]
 
 TIMED_IMAGES = 64  # whose real exits decide how long an image takes on average
 
@@ -49,24 +50,37 @@ def work_of(recipe: Recipe, data: ImageData, *, progress: bool = True) -> dict[s
     def bound(work: Callable[..., dict[str, Any]]) -> Work:
         return lambda context: work(context, recipe, data, progress)
 
-    return {
-        "train": bound(_train),
-        "slim": bound(_slim),
-        "finetune": bound(_finetune),
-        "distil": bound(_distil),
-        "exits": bound(_exits),
-        "plan": bound(plan_task),
-        "evaluate": bound(evaluate_exits),
-        "export": bound(export_network),
-        "dispatch": bound(dispatch_bundle),
-        "compare": bound(_compare),
-        "benchmark": bound(benchmark_networks),
-        "report": bound(report_run),
+    return {kind: bound(work) for kind, work in WORK.items()}
+
+
+def _start(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> dict[str, Any]:
+    """Take over a trained network, with what was found out of its images and classes."""
+    network = opened_start(context.task.options, recipe)
+    check_classes(network.model, data, known=network.classes)
+    meta = {
+        **network.checkpoint.meta,
+        "preprocessing": data.preprocessing.to_dict(),
+        "classes": list(data.classes),
+        "source_sha256": network.checkpoint.sha256,
     }
+    save(network.model, context.folder / "start.pth", meta=meta)
+    test = _test_accuracy(network.model, data, progress)
+    return {"checkpoint": "start.pth", "network": network.display_name, "test": test}
+
+
+def _accuracy(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> dict[str, Any]:
+    """Count how often a network without exits is right on test data."""
+    model = network_of(context, context.only_input.path("checkpoint"))
+    return {"test": _test_accuracy(model, data, progress)}
 
 
 def _train(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> dict[str, Any]:
-    return _fit(context, recipe, data, _new_network(context, recipe, data), progress)
+    options = context.task.options
+    if options.get("start") is None:
+        return _fit(context, recipe, data, _new_network(context, recipe, data), progress)
+    torch.manual_seed(recipe.seed)  # of a new head
+    model = pretrained(options, recipe, classes=len(data.classes))
+    return _fit(context, recipe, data, model, progress)
 
 
 def _distil(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> dict[str, Any]:
@@ -90,7 +104,7 @@ def _new_network(context: Context, recipe: Recipe, data: ImageData) -> nn.Module
 
 
 def _finetune(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> dict[str, Any]:
-    model = load(context.only_input.path("checkpoint"))
+    model = network_of(context, context.only_input.path("checkpoint"))
     return _fit(context, recipe, data, model, progress)
 
 
@@ -127,7 +141,7 @@ def _fit(
 
 
 def _exits(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> dict[str, Any]:
-    network = load(context.only_input.path("checkpoint"))
+    network = network_of(context, context.only_input.path("checkpoint"))
     if not isinstance(network, GFNet):
         raise UserInputError(
             f"{type(network).__name__} cannot have early exits; expected a GFNet before `exits`"
@@ -171,6 +185,7 @@ def _slim(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> 
     source = context.only_input
     job = SlimJob(
         checkpoint=source.path("checkpoint"),
+        opening=opening_of(context),
         ratios=(options["ratio"],),
         options=SlimOptions(
             round_to=options["round_to"],
@@ -188,7 +203,7 @@ def _slim(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> 
     (report,) = slim_checkpoint(job)
     told = report.to_dict()
     write_json(context.folder / "slim.report.json", _portable(told))
-    original = load(job.checkpoint)
+    original = network_of(context, job.checkpoint)
     scaled = with_scales(original, resolve_kinds(original, options["groups"]))
     save_gamma_histogram(scaled, context.folder / "gamma.svg", threshold=told["threshold"])
     return {
@@ -219,3 +234,22 @@ def _compare(context: Context, recipe: Recipe, data: ImageData, progress: bool) 
 def _test_accuracy(model: torch.nn.Module, data: ImageData, progress: bool) -> dict[str, Any]:
     found = evaluate_accuracy(model, data.splits["test"], data.normalize, progress=progress)
     return found.to_dict()
+
+
+# What each kind of task does, from its context, the recipe, the data, and whether to show bars.
+WORK: dict[str, Callable[..., dict[str, Any]]] = {
+    "start": _start,
+    "train": _train,
+    "slim": _slim,
+    "finetune": _finetune,
+    "distil": _distil,
+    "exits": _exits,
+    "plan": plan_task,
+    "evaluate": evaluate_exits,
+    "accuracy": _accuracy,
+    "export": export_network,
+    "dispatch": dispatch_bundle,
+    "compare": _compare,
+    "benchmark": benchmark_networks,
+    "report": report_run,
+}

@@ -12,6 +12,7 @@ size, or prepared images, float32 and normalised.
 import inspect
 import math
 import os
+import sys
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from itertools import chain
@@ -174,7 +175,7 @@ def with_channels(image: Picture, channels: int) -> Picture:
     """
     mode = MODES.get(channels)
     if mode is not None:
-        return image.convert(mode)
+        return image if image.mode == mode else image.convert(mode)
     if len(image.getbands()) != channels:
         raise ValueError(
             f"it has {len(image.getbands())} channels, the network takes {channels}; images of "
@@ -204,9 +205,8 @@ def prepare(image: Picture, preprocessing: Preprocessing) -> np.ndarray:
         if preprocessing.resize in FILTERS:
             image = _resized(image, preprocessing)
         image = _centre(image, width, height)
-    pixels = np.asarray(image, dtype=np.uint8)
-    planes = pixels[:, :, None] if pixels.ndim == 2 else pixels  # (H, W, C)
-    return np.ascontiguousarray(planes.transpose(2, 0, 1))
+    pixels = np.frombuffer(image.tobytes(), dtype=np.uint8)  # numpy.asarray takes twice as long
+    return np.ascontiguousarray(pixels.reshape(height, width, -1).transpose(2, 0, 1))
 
 
 def _check_size(received: Tuple[int, int], preprocessing: Preprocessing) -> None:
@@ -249,6 +249,9 @@ def pillow() -> ModuleType:
     Raises:
         ToolchainError: Pillow is missing.
     """
+    loaded = sys.modules.get("PIL.Image")  # a million images ask for it
+    if loaded is not None:
+        return loaded
     try:
         return require("PIL.Image", "reading images")
     except ToolchainError as err:

@@ -184,34 +184,56 @@ def test_bad_configurations(change):
         build("resnet", {**config, "projections": [False], **change})
 
 
+def cifar10_test():
+    """Give class and pixels (32, 32, 3) uint8 of the 10,000 test images, class by class."""
+    with tarfile.open(SHARED / "cifar10_jpeg.tar.xz", "r|xz") as archive:
+        for member in archive:
+            if member.isfile() and member.name.startswith("cifar10/test/"):
+                picture = Image.open(io.BytesIO(archive.extractfile(member).read()))
+                yield member.name.split("/")[2], torch.from_numpy(np.array(picture))
+
+
 def right_of_cifar10(network: torch.nn.Module) -> int:
-    """Count the right answers on the 10,000 test images: pixels / 255, normalised, no resize."""
+    """Count the right answers: pixels / 255, normalised, no resize; classes by the alphabet."""
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-    network, right, classes = network.to(memory_format=torch.channels_last), 0, []
-    with tarfile.open(SHARED / "cifar10_jpeg.tar.xz", "r|xz") as archive:
-        files = (m for m in archive if m.isfile() and m.name.startswith("cifar10/test/"))
-        while batch := list(islice(files, 100)):
-            names = [m.name.split("/")[2] for m in batch]
-            pictures = [Image.open(io.BytesIO(archive.extractfile(m).read())) for m in batch]
-            pixels = torch.stack([torch.from_numpy(np.array(p)) for p in pictures])
-            images = (pixels.permute(0, 3, 1, 2) / 255 - mean) / std
-            classes += [name for name in dict.fromkeys(names) if name not in classes]
-            with torch.inference_mode():
-                answers = network(images).argmax(1).tolist()
-            right += sum(classes.index(n) == a for n, a in zip(names, answers, strict=True))
+    network = network.to(memory_format=torch.channels_last)
+    images, right, classes = islice(cifar10_test(), 10_000), 0, []
+    while batch := list(islice(images, 100)):
+        names, pixels = zip(*batch, strict=True)
+        classes += [name for name in dict.fromkeys(names) if name not in classes]
+        with torch.inference_mode():
+            inputs = (torch.stack(pixels).permute(0, 3, 1, 2) / 255 - mean) / std
+            answers = network(inputs).argmax(1).tolist()
+        right += sum(classes.index(n) == a for n, a in zip(names, answers, strict=True))
     assert classes == sorted(classes)
     return right
 
 
-@pytest.mark.real
-@pytest.mark.skipif(not SHARED.exists(), reason=f"{SHARED} with real networks is absent")
-@pytest.mark.parametrize(
-    ("file", "right"),
-    [
-        pytest.param("resnet20-12fca82f.th", 8103, id="ResNet-20"),
-        pytest.param("resnet56-4bfd9763.th", 8320, id="ResNet-56", marks=pytest.mark.slow),
-    ],
+needs_real = pytest.mark.skipif(
+    not SHARED.exists(), reason=f"{SHARED} with real images and networks is absent"
 )
+RESNETS = {"resnet20-12fca82f.th": 3, "resnet56-4bfd9763.th": 9}  # blocks a stage
+
+
+@pytest.mark.real
+@needs_real
+@pytest.mark.parametrize(("file", "blocks"), list(RESNETS.items()))
+def test_real_networks_answer_as_the_foreign_code_does(file, blocks):
+    state = torch.load(SHARED / file, map_location="cpu")["state_dict"]
+    network = CifarOptionA(blocks, (16, 32, 64)).eval()
+    network.load_state_dict({name.removeprefix("module."): t for name, t in state.items()})
+    images = torch.stack([pixels for _, pixels in islice(cifar10_test(), 20)])
+    images = images.permute(0, 3, 1, 2) / 255 - 0.45
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            compress.load(SHARED / file)(images), network(images), rtol=1e-4, atol=1e-4
+        )
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@needs_real
+@pytest.mark.parametrize(("file", "right"), list(zip(RESNETS, (8103, 8320), strict=True)))
 def test_real_networks_are_right_in_exactly_as_many_images_as_measured(file, right):
     assert right_of_cifar10(compress.load(SHARED / file)) == right

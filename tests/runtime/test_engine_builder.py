@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from compress.errors import ToolchainError, UnsupportedModelError, UserInputError
+from compress.errors import DiskFullError, ToolchainError, UnsupportedModelError, UserInputError
 from compress.files import sha256_of
 from compress.runtime import cuda, engine_builder
 from compress.runtime.engine_builder import build_engines
@@ -206,7 +206,7 @@ def test_a_full_disk_is_told_in_one_sentence(bundle, install, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(ToolchainError, match=r"cannot be written \(No space left on device\)"):
+    with pytest.raises(DiskFullError, match=r"engine cannot be written: the disk is full"):
         build_engines(bundle)
 
 
