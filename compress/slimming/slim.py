@@ -6,13 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from compress.errors import UnsupportedModelError, UserInputError
 from compress.models.channel_kinds import resolve_kinds
 from compress.models.channels import Slimmable
-from compress.models.outputs import float_outputs
 from compress.slimming.selection import Selection, check_ratio, select_channels
 from compress.slimming.surgery import DeclaredChannels
 
@@ -21,7 +19,6 @@ __all__ = [
     "SlimOptions",
     "SlimResult",
     "open_channels",
-    "relative_error",
     "select",
     "slim_model",
 ]
@@ -93,6 +90,7 @@ class SlimResult:
             that no layer can take up anything of.
         kept_whole: layers that could not lose channels, and why.
         notes: what a user should hear of, each a line.
+        kept_outputs: by layer that lost outputs, the indices of those that stayed.
     """
 
     model: nn.Module
@@ -103,6 +101,7 @@ class SlimResult:
     not_absorbed: tuple[str, ...] = ()
     kept_whole: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    kept_outputs: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class _Channels(Protocol):
@@ -114,6 +113,7 @@ class _Channels(Protocol):
     def scores(self) -> dict[str, Tensor]: ...
     def widths(self) -> dict[str, int]: ...
     def channels_per_decision(self) -> dict[str, int]: ...
+    def kept_outputs(self, selection: Selection) -> dict[str, Tensor]: ...
     def skeleton(self, selection: Selection) -> nn.Module: ...
     def slim(self, selection: Selection, *, absorb: bool) -> nn.Module: ...
 
@@ -158,6 +158,7 @@ def slim_model(
         not_absorbed=channels.not_absorbed,
         kept_whole=channels.kept_whole,
         notes=tuple(_notes(channels, selection)),
+        kept_outputs=channels.kept_outputs(selection),
     )
 
 
@@ -220,23 +221,6 @@ def _together(by_kind: Mapping[str, Selection]) -> Selection:
 def _kind(channels: _Channels, name: str) -> str:
     kinds: Mapping[str, str] = getattr(channels, "kinds", {})
     return kinds.get(name, "channels")
-
-
-@torch.inference_mode()
-def relative_error(model: nn.Module, reference: nn.Module, images: Tensor) -> float:
-    """Return the norm of the difference of two networks' outputs over that of the reference.
-
-    Of several outputs the one that changes most counts.
-    """
-    wanted, got = float_outputs(reference(images)), float_outputs(model(images))
-    if wanted.keys() != got.keys():
-        raise UnsupportedModelError(
-            f"the slim network returns {', '.join(got)}, the network itself {', '.join(wanted)}"
-        )
-    return max(
-        ((got[name] - one).norm() / one.norm().clamp_min(1e-30)).item()
-        for name, one in wanted.items()
-    )
 
 
 def _check_something_goes(selection: Selection) -> None:

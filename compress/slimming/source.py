@@ -42,6 +42,7 @@ class SlimSource:
         sparsity: how sparse the scales of the others are.
         images: (N, C, H, W) to trace, compare and time with.
         images_name: what they are.
+        data: where they come from; None for noise.
     """
 
     opened: Opened
@@ -52,6 +53,7 @@ class SlimSource:
     sparsity: dict[str, GammaSparsity]
     images: Tensor
     images_name: str
+    data: ImageData | None = None
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -96,10 +98,10 @@ def open_source(
     untrained = tuple(kind for kind in kinds if kind not in trained_kinds(original))
     model = with_scales(original, kinds)
     check_finite(channel_scales(model))  # before a forward that would only say "NaN somewhere"
-    if data is None:
+    loaded = None if data is None else network.data(data, seed=seed, cache=cache)
+    if loaded is None:
         images, images_name = noise(network.image_shape(), count=COMPARED_IMAGES, seed=seed)
     else:
-        loaded = network.data(data, seed=seed, cache=cache)
         images, images_name = pictures(loaded, count=COMPARED_IMAGES)
     check_forward(model, images)
     if untrained:
@@ -115,6 +117,7 @@ def open_source(
         sparsity={kind: sparsity for kind, sparsity in found.items() if sparsity},
         images=images,
         images_name=images_name,
+        data=loaded,
     )
 
 

@@ -93,6 +93,19 @@ class TracedNetwork:
             for name, group in self.groups.items()
         }
 
+    def kept_outputs(self, selection: Selection) -> dict[str, Tensor]:
+        """Return, by layer that loses outputs, the indices of those that stay, ascending."""
+        layers = dict(self._model.named_modules())
+        kept = {}
+        for (name, side), channels in self._removed(selection).items():
+            if side == "out" and isinstance(layers[name], nn.Linear | nn.modules.conv._ConvNd):
+                # What a transposed convolution gives lies in dimension 1 of its weight.
+                transposed = getattr(layers[name], "transposed", False)
+                stays = torch.ones(layers[name].weight.shape[int(transposed)], dtype=torch.bool)
+                stays[channels] = False
+                kept[name] = stays.nonzero().flatten()
+        return kept
+
     def skeleton(self, selection: Selection) -> nn.Module:
         """Return the slim network without its tensors, on the meta device: enough to count."""
         tensors = (*self._model.parameters(), *self._model.buffers())
