@@ -9,6 +9,7 @@ from compress.runtime.manifest import Manifest, Segment, TensorSpec, write_manif
 
 SHAPE, FEATURES, CLASSES, BATCH = (1, 2, 4), 8, 3, 8
 THRESHOLDS = (0.5, 0.25)
+NO_NUMBER = np.float32(3e38)
 FLOATS = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
 
 
@@ -19,7 +20,7 @@ def weights_of(number):
 def segment_model(number, exits, dtype, batch):
     """A segment whose gate is column `number` of what it gets, and whose hidden state adds 1.
 
-    Columns before `exits` are gates and pass unchanged; logits are read from the others alone, so
+    A column of `NO_NUMBER` makes a gate that is NaN, of an image that is finite. Columns before `exits` are gates and pass unchanged; logits are read from the others alone, so
     that a gate that is not a number stays a gate's matter.
     """
     first, last = number == 0, number == exits
@@ -30,6 +31,7 @@ def segment_model(number, exits, dtype, batch):
         "flat": np.array([-1, FEATURES]),
         "column": np.array(number),
         "others": np.flatnonzero(~is_gate),
+        "ten": np.array(10, dtype=np.float32),
     }
     node = helper.make_node
     nodes = [
@@ -42,7 +44,10 @@ def segment_model(number, exits, dtype, batch):
     outputs = [("logits", "float32", (CLASSES,))]
     if not last:
         nodes += [
-            node("Gather", ["x", "column"], ["gate"], axis=1),
+            node("Gather", ["x", "column"], ["column_of_x"], axis=1),
+            node("Mul", ["column_of_x", "ten"], ["large"]),  # infinite where it is no number
+            node("Sub", ["large", "large"], ["nothing"]),
+            node("Add", ["column_of_x", "nothing"], ["gate"]),
             node("Add", ["x", "step"], ["stepped"]),
             node("Cast", ["stepped"], ["hidden"], to=FLOATS[dtype]),
         ]
@@ -84,19 +89,21 @@ def early_exit(images, thresholds, dtype="float32"):
     for image in images:
         x = image.reshape(-1)
         for number in range(gates + 1):
-            if number == gates or x[number] >= thresholds[number]:
+            if number == gates or thresholds[number] <= x[number] < NO_NUMBER:
                 break
             x = x.copy()
             x[gates:] += 1
-            x = x.astype(dtype).astype(np.float32)
+            with np.errstate(over="ignore"):  # of NO_NUMBER
+                x = x.astype(dtype).astype(np.float32)
         logits.append(x[gates:] @ weights_of(number)[gates:])
         exits.append([number])
     return np.array(logits), np.array(exits)
 
 
 def images_with(gates, seed=0):
-    """Images whose first features are these gates (N, E)."""
+    """Images whose first features give these gates (N, E)."""
     gates = np.asarray(gates, dtype=np.float32)
+    gates = np.where(np.isnan(gates), NO_NUMBER, gates)
     x = np.random.default_rng(seed).normal(size=(len(gates), FEATURES)).astype(np.float32)
     x[:, : gates.shape[1]] = gates
     return x.reshape(-1, *SHAPE)
