@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import List, Optional
 
-import numpy as np
-
 from compress.errors import ToolchainError, UserInputError
 from compress.runtime.backend import Backend
 from compress.runtime.first_call import FIRST_CALL_SECONDS, check_seconds, within
@@ -74,9 +72,7 @@ def _tried(
     def work() -> Backend:
         backend = OnnxRuntimeBackend(bundle, manifest, threads=threads, device=provider)
         opened.append(backend)
-        backend.load(np.zeros((1, *manifest.image.shape), dtype=np.float32))
-        for segment in range(len(manifest.segments)):
-            backend.run(segment)
+        backend.try_once()
         return backend
 
     def stop() -> None:

@@ -56,7 +56,7 @@ class OnnxRuntimeBackend(Backend):
     ) -> None:
         self._ort = require("onnxruntime", "running bundles on this machine")
         self._maker = SessionMaker(self._ort, device, threads)
-        self._run_options = self._ort.RunOptions()
+        self._run_options: Any = None  # given at each call they would cost microseconds
         self.max_batch = manifest.batch[1]
         self._segments = manifest.segments
         self._sessions = [self._opened(bundle, segment) for segment in manifest.segments]
@@ -115,9 +115,22 @@ class OnnxRuntimeBackend(Backend):
         self._gathers.clear()
         self._sessions, self._hidden, self._results = [], [], []
 
+    def try_once(self) -> None:
+        """Run every segment once, on a blank image, in a way that `interrupt` can end.
+
+        Raises:
+            ToolchainError: ONNX Runtime failed, or was interrupted.
+        """
+        self._run_options = self._ort.RunOptions()
+        self.load(np.zeros((1, *self._images.shape[1:]), dtype=np.float32))
+        for segment in range(len(self._segments)):
+            self.run(segment)
+        self._run_options = None
+
     def interrupt(self) -> None:
-        """Let a call that another thread is in end with an error, and every later one."""
-        self._run_options.terminate = True
+        """Let `try_once`, which another thread is in, end with an error."""
+        if self._run_options is not None:
+            self._run_options.terminate = True
 
     def _opened(self, bundle: Path, segment: Segment) -> Any:
         session = self._maker.open(str(bundle / segment.file))

@@ -1,11 +1,19 @@
 """Tiny bundles whose gates are columns of the image, and what early exit makes of them in numpy."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.files import sha256_of
-from compress.runtime.manifest import Manifest, Segment, TensorSpec, write_manifest
+from compress.runtime.manifest import (
+    Manifest,
+    Segment,
+    TensorSpec,
+    read_manifest,
+    write_manifest,
+)
 
 SHAPE, FEATURES, CLASSES, BATCH = (1, 2, 4), 8, 3, 8
 THRESHOLDS = (0.5, 0.25)
@@ -81,6 +89,16 @@ def write_bundle(folder, *, batch=BATCH, thresholds=THRESHOLDS, dtype="float32",
     manifest = Manifest(name, ("a", "b", "c"), None, (1, batch), "onnxruntime", 17, tuple(segments))
     write_manifest(manifest, folder)
     return manifest
+
+
+def save_segment(model, folder, number):
+    """Put another file in the place of a segment, and its sha256 into the manifest."""
+    path = folder / f"segment_{number}.onnx"
+    onnx.save(model, path)
+    manifest = read_manifest(folder, check_files=False)
+    segments = list(manifest.segments)
+    segments[number] = replace(segments[number], sha256=sha256_of(path))
+    write_manifest(replace(manifest, segments=tuple(segments)), folder)
 
 
 def early_exit(images, thresholds, dtype="float32"):
