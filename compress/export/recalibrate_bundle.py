@@ -7,8 +7,9 @@ from compress.data.image_data import ImageData
 from compress.errors import UserInputError
 from compress.exits.plan_job import replay_of
 from compress.exits.recalibrate import Recalibration, recalibrated
-from compress.export.bundle_replay import replay_bundle
+from compress.export.bundle_replay import reference_rates, replay_bundle
 from compress.export.source import image_data_for
+from compress.runtime import reference_rates as reference
 from compress.runtime.manifest import read_manifest, write_manifest
 
 __all__ = ["recalibrate_bundle"]
@@ -26,8 +27,8 @@ def recalibrate_bundle(
 ) -> Recalibration:
     """Give a bundle the thresholds that let as many images leave at each exit as in torch.
 
-    The manifest gets the new thresholds and a note of the rates before and after; files and engines
-    stay as they are, as thresholds live outside of them.
+    The manifest gets the new thresholds, a note of the rates before and after, and the rates that a
+    monitor compares a stream with; files and engines stay as they are, as thresholds live outside.
 
     Args:
         bundle: its folder.
@@ -49,6 +50,11 @@ def recalibrate_bundle(
     before = replay_of(checkpoint, images, (CALIBRATION,), progress=progress)[CALIBRATION]
     after = replay_bundle(bundle, images.splits[CALIBRATION], before.source, progress=progress)
     found = recalibrated(before, after, manifest.thresholds)
-    notes = {**manifest.notes, "recalibration": found.to_dict()}
+    rates = reference_rates(after, found.thresholds)
+    notes = {
+        **manifest.notes,
+        "recalibration": found.to_dict(),
+        reference.CALIBRATION: rates.to_dict(),
+    }
     write_manifest(replace(manifest.with_thresholds(found.thresholds), notes=notes), bundle)
     return found

@@ -219,8 +219,8 @@ def _read_json(path: Path) -> Any:
     found = value.get("format")
     if found != FORMAT:
         raise UserInputError(
-            f"manifest {path} has the format {found!r:.60}; this version reads {FORMAT}, so export the "
-            "bundle again or install the version that wrote it"
+            f"manifest {path} has the format {found!r:.60}; this version reads {FORMAT}, so export "
+            "the bundle again or install the version that wrote it"
         )
     return value
 
@@ -232,11 +232,11 @@ def _refuse_constant(name: str) -> Any:
 def _parse(value: Mapping[str, Any]) -> Manifest:
     pre = value["preprocessing"]
     return Manifest(
-        name=_text(value["name"]),
+        name=_name(value["name"]),
         classes=_items(value["classes"], _text),
         preprocessing=None if pre is None else Preprocessing.from_dict(pre),
         batch=_batch(value["batch"]),
-        target=_text(value["target"]),
+        target=_name(value["target"]),
         opset=_count(value["opset"], smallest=1, largest=MAX_OPSET),
         segments=_items(value["segments"], _segment, most=MAX_SEGMENTS),
         parity=_object(value["parity"]),
@@ -269,9 +269,7 @@ def _segment(value: Mapping[str, Any]) -> Segment:
 
 
 def _tensor(value: Mapping[str, Any]) -> TensorSpec:
-    shape = _items(
-        value["shape"], lambda size: _count(size, smallest=1), empty=True, most=MAX_RANK
-    )
+    shape = _items(value["shape"], lambda size: _count(size, smallest=1), empty=True, most=MAX_RANK)
     if _elements(shape) > LARGEST or value["dtype"] not in DTYPES:
         raise ValueError(f"a tensor of shape {list(shape)} and type {value['dtype']!r:.60}")
     return TensorSpec(name=_text(value["name"]), dtype=value["dtype"], shape=shape)
@@ -377,6 +375,12 @@ def _text(value: Any) -> str:
     if not isinstance(value, str) or len(value) > MAX_TEXT:
         raise ValueError(f"{value!r:.60} in place of text")
     return value
+
+
+def _name(value: Any) -> str:
+    if not _text(value).isprintable():  # it is printed
+        raise ValueError(f"{value!r:.60} in place of a name")
+    return str(value)
 
 
 def _object(value: Any) -> Dict[str, Any]:

@@ -20,6 +20,7 @@ from compress.runtime.onnxruntime_session import SessionMaker, check_session
 
 __all__ = ["OnnxRuntimeBackend"]
 
+
 class _Call(NamedTuple):
     """A segment ready to run on a number of images, and where its results will be."""
 

@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 from compress.errors import ToolchainError, UserInputError
 from compress.runtime.manifest import Segment, TensorSpec
 
-__all__ = ["PROVIDERS", "SessionMaker", "check_session"]
+__all__ = ["PROVIDERS", "SLOWER", "SessionMaker", "check_session"]
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # On the CPU the first fusion's kernel takes three times as long as its parts, and the second keeps

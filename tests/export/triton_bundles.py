@@ -28,8 +28,9 @@ def weights_of(number):
 def segment_model(number, exits, dtype, batch):
     """A segment whose gate is column `number` of what it gets, and whose hidden state adds 1.
 
-    A column of `NO_NUMBER` makes a gate that is NaN, of an image that is finite. Columns before `exits` are gates and pass unchanged; logits are read from the others alone, so
-    that a gate that is not a number stays a gate's matter.
+    A column of `NO_NUMBER` makes a gate that is NaN, of an image that is finite. Columns before
+    `exits` are gates and pass unchanged; logits are read from the others alone, so that a gate that
+    is not a number stays a gate's matter.
     """
     first, last = number == 0, number == exits
     is_gate = np.arange(FEATURES) < exits

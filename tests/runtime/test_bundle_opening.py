@@ -196,10 +196,11 @@ def test_a_provider_that_is_listed_and_does_not_start_is_passed_over(bundle, mon
     with caplog.at_level("INFO", "compress"), Dispatcher(bundle, "onnxruntime") as dispatcher:
         assert dispatcher.backend.device == "cpu"
         assert dispatcher.run(images).exits.tolist() == [2, 0]
-    assert [each.getMessage() for each in caplog.records] == [
+    (told,) = caplog.records
+    assert told.getMessage() == (
         "ONNX Runtime runs on the CPU: CUDA does not start (the session has CPUExecutionProvider "
         "alone)"
-    ]
+    )
     caplog.clear()
     with Dispatcher(bundle, provider="cpu") as dispatcher:
         assert dispatcher.run(images).exits.tolist() == [2, 0]
@@ -224,7 +225,7 @@ def test_a_provider_that_raises_when_it_starts_is_passed_over_and_prints_nothing
 
 
 def test_a_provider_that_was_asked_for_must_start(bundle):
-    with pytest.raises(ToolchainError, match="CUDAExecutionProvider of ONNX Runtime .* not start"):
+    with pytest.raises(ToolchainError, match=r"CUDAExecutionProvider of ONNX Runtime .* not start"):
         Dispatcher(bundle, provider="cuda")
     with pytest.raises(UserInputError, match="provider is 'tpu'; expected one of cpu, cuda"):
         Dispatcher(bundle, provider="tpu")

@@ -187,9 +187,9 @@ def test_threads_that_share_a_dispatcher_get_the_answers_of_their_own_images(bun
         wrong = []
 
         def work(first):
-            for i in range(first, first + 1000):
-                if bits_of(dispatcher.run(jobs[i % 5])) != expected[i % 5]:
-                    wrong.append(i)
+            numbers = range(first, first + 1000)
+            found = ((i, bits_of(dispatcher.run(jobs[i % 5]))) for i in numbers)
+            wrong.extend(i for i, bits in found if bits != expected[i % 5])
 
         threads = [threading.Thread(target=work, args=(start,)) for start in range(2)]
         for thread in threads:
@@ -204,12 +204,11 @@ def test_closing_in_one_thread_does_not_pull_the_ground_from_another(bundle):
     images, ends = images_with(np.zeros((BATCH, 2))), []
 
     def work():
-        while True:
-            try:
+        try:
+            while True:
                 dispatcher.run(images)
-            except UserInputError as err:
-                ends.append(str(err))
-                return
+        except UserInputError as err:
+            ends.append(str(err))
 
     thread = threading.Thread(target=work)
     thread.start()
