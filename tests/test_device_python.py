@@ -117,8 +117,10 @@ def old_python() -> str | None:
     """A Python 3.8 that starts: a shim of pyenv may be there without one behind it."""
     known = sorted(map(str, Path.home().glob(".pyenv/versions/3.8.*/bin/python")))
     for found in (*known, shutil.which("python3.8")):
-        if found and subprocess.run([found, "-c", ""], capture_output=True, check=False).returncode == 0:
-            return found
+        if found is not None:
+            done = subprocess.run([found, "-c", ""], capture_output=True, check=False)
+            if done.returncode == 0:
+                return found
     return None
 
 
@@ -127,7 +129,7 @@ def test_doors_and_dispatcher_run_on_a_real_python_38(tmp_path):
     python = old_python()
     if python is None:
         pytest.skip("there is no Python 3.8 here; install one, such as with pyenv install 3.8")
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [python, "-m", "pip", "install", "--quiet", "--no-compile"]
     subprocess.run([*pip, "--target", tmp_path / "site", "numpy", "onnxruntime"], check=True)
 
     def run(*arguments):
@@ -149,6 +151,8 @@ def test_doors_and_dispatcher_run_on_a_real_python_38(tmp_path):
     write_bundle(tmp_path / "tiny.bundle")
     images = images_with([[0, 0], [1, 0], [0, 1], [np.nan, 0.25]])
     np.save(tmp_path / "images.npy", images)
-    out = run("-m", "compress.dispatch", tmp_path / "tiny.bundle", tmp_path / "images.npy", "--json")
+    out = run(
+        "-m", "compress.dispatch", tmp_path / "tiny.bundle", tmp_path / "images.npy", "--json"
+    )
     found = [json.loads(line) for line in out.splitlines()]
     assert [each["exit"] for each in found[:-1]] == early_exit(images, THRESHOLDS)[1][:, 0].tolist()

@@ -195,11 +195,24 @@ def test_a_stream_without_lines(capsys, monkeypatch, bundle):
     assert "line 1 of the stream cannot be used" in err[0]
 
 
+@pytest.mark.parametrize("line", ["\x1b[2J", '{"exit": "\x07"}', '"\\u001b[2J"', "\x00", "\x0b[1]"])
+def test_a_control_character_in_a_line_does_not_reach_the_terminal(
+    capsys, monkeypatch, bundle, line
+):
+    code, out, err = run(capsys, monkeypatch, [line], bundle)
+    assert (code, out) == (3, [])
+    (sentence,) = err
+    assert "line 1 of the stream cannot be used" in sentence
+    assert sentence.isprintable()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--every", "0"], "--every is 0; expected at least 1"),
         (["--window", "0"], "the window is 0 images"),
+        (["--window", "9" * 20], "the window is 99999999999999999999 images"),
+        (["--false-alarm", "1e-300"], "the false-alarm rate is 1e-300; expected at least 1e-12"),
         (["--false-alarm", "1"], "the false-alarm rate is 1.0"),
         (["--follow"], "--follow was given without STREAM"),
         (["nowhere.jsonl"], "stream nowhere.jsonl cannot be opened"),

@@ -207,7 +207,7 @@ def prefetched(
     if count < 1 or ahead < 1:
         raise UserInputError(f"{count} threads read {ahead} images ahead; expected at least 1 each")
     pool = ThreadPoolExecutor(max_workers=min(count, ahead), thread_name_prefix=THREAD_NAMES)
-    waiting: "Deque[Future[Item]]" = deque()
+    waiting: Deque[Future[Item]] = deque()
     try:
         yield _in_order(pool, iter(readings), waiting, ahead)
     finally:
