@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.checkpoint import model_from_checkpoint, read_checkpoint
+from compress.cli import printable
 from compress.data.image_data import ImageData, Preprocessing
 from compress.data.spec import load_data
 from compress.errors import UnsupportedModelError, UserInputError
@@ -107,19 +108,18 @@ class PlanReport:
         """Return the figures for a console."""
         plan = self.plan
         low, high = (100 * bound for bound in plan.accuracy.interval)
+        split, costs = printable(plan.source.split), printable(plan.cost.source)
         lines = ["exit behind block  threshold  share of images"]
         rates = [f"{100 * rate:.1f} %" for rate in plan.exit_rates]
         for block, bar, rate in zip(plan.exits, plan.thresholds, rates, strict=False):
             lines.append(f"{block:17}  {bar:9.4f}  {rate:>15}")
         lines.append(f"{'final head':>17}  {'-':>9}  {rates[-1]:>15}")
         chosen = "other images than the thresholds" if plan.accuracy.held_out else "the same images"
-        lines.append(
-            f"expected cost {plan.cost.share:.1%} of the whole network ({plan.cost.source})"
-        )
+        lines.append(f"expected cost {plan.cost.share:.1%} of the whole network ({costs})")
         lines.append(
             f"accuracy {plan.accuracy.acc1:.2f} % ({low:.2f} to {high:.2f} % at "
             f"{plan.accuracy.confidence:.0%} confidence), whole network "
-            f"{plan.accuracy.full_acc1:.2f} %, on {plan.accuracy.images} {plan.source.split} "
+            f"{plan.accuracy.full_acc1:.2f} %, on {plan.accuracy.images} {split} "
             "images: "
             f"{chosen}"
         )
@@ -127,7 +127,7 @@ class PlanReport:
             sure = plan.guarantee
             lines.append(
                 f"guarantee: {sure.loss} loss at most {sure.risk:g} with {sure.confidence:.0%} "
-                f"confidence, for images drawn as the {plan.source.split} images were"
+                f"confidence, for images drawn as the {split} images were"
             )
         if self.test is not None:
             lines.append(

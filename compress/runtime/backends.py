@@ -48,6 +48,11 @@ def open_backend(
     if name is None:
         has_engines = provider is None and (bundle / "engines.json").exists()
         name = "tensorrt" if has_engines and _has_cuda() else "onnxruntime"
+    if name == "tensorrt" and provider is not None:
+        raise UserInputError(
+            f"provider is {provider}, which is one of ONNX Runtime, and the backend is tensorrt; "
+            "leave one of them out"
+        )
     if name == "tensorrt":
         from compress.runtime.tensorrt_backend import TensorRTBackend
 

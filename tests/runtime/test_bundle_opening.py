@@ -229,6 +229,8 @@ def test_a_provider_that_was_asked_for_must_start(bundle):
         Dispatcher(bundle, provider="cuda")
     with pytest.raises(UserInputError, match="provider is 'tpu'; expected one of cpu, cuda"):
         Dispatcher(bundle, provider="tpu")
+    with pytest.raises(UserInputError, match="one of ONNX Runtime, and the backend is tensorrt"):
+        Dispatcher(bundle, "tensorrt", provider="cpu")
 
 
 def test_the_wire_is_read_without_the_onnx_package(bundle, monkeypatch):
