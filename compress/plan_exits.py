@@ -29,7 +29,9 @@ EPILOG = """examples:
   python -m compress.plan_exits --data digits --bundle gfnet_dynn.bundle gfnet_dynn.pth
 
 the plan goes to python -m compress.export_trt --split-exits --plan FILE. With --bundle nothing is
-planned: the thresholds of an exported bundle are set so that as many images leave as in torch
+planned: the thresholds of an exported bundle are set so that as many images leave as in torch.
+A guarantee (--risk) is given from images of the calibration split alone; evaluate --replay t.npz
+keeps their table as t.calibration.npz
 """
 
 
@@ -55,6 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     goal.add_argument("--risk", type=float, metavar="RISK", help=words)
     words = "set the thresholds of this bundle anew, from its own files"
     goal.add_argument("--bundle", type=Path, metavar="BUNDLE", help=words)
+    words = "of a table of your own: nothing was fitted or chosen by its images"
+    add("--split-is-fresh", action="store_true", help=words)
     add("--confidence", type=float, default=0.95, help="of the guarantee")
     words = "what a guarantee is about: another class than the whole network, or accuracy"
     add("--loss", choices=("consistency", "accuracy"), default="consistency", help=words)
@@ -122,6 +126,7 @@ def _job(options: argparse.Namespace, output: Path) -> "PlanJob":
         data=options.data,
         objective=None if risk else Objective(kind=kind, value=value),
         risk=risk,
+        split_is_fresh=options.split_is_fresh,
         method=options.method,
         planner=options.planner,
         held_out=not options.in_sample,

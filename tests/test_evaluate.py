@@ -10,6 +10,7 @@ from compress.data.image_data import Split
 from compress.data.spec import load_data
 from compress.evaluate import main
 from compress.exits import evaluation
+from compress.exits.replay import load_replay
 from compress.models.early_exit import GFNetDynn
 from tests.slimming.test_surgery import tiny_vgg
 
@@ -75,6 +76,14 @@ def test_a_replay_file_is_used_again_and_refused_for_another_network(
     second = run(capsys, checkpoint, *arguments)
     assert json.loads(first[1])["deployed"] == json.loads(second[1])["deployed"]
     assert json.loads(first[1])["calibration"] == json.loads(second[1])["calibration"]
+    tables = {"test": tmp_path / "t.npz", "calibration": tmp_path / "t.calibration.npz"}
+    assert json.loads(first[1])["replay"] == {name: str(path) for name, path in tables.items()}
+    assert {name: load_replay(path).source.split for name, path in tables.items()} == {
+        name: name for name in tables
+    }
+    text = run(capsys, checkpoint, *arguments[:-1])[1]
+    assert f"table of the test split: {tmp_path / 't.npz'}" in text
+    assert f"python -m compress.plan_exits {tmp_path / 't.calibration.npz'}" in text
     other = compress.save(network, tmp_path / "other.pth", meta={"x": 1})
     code, _, err = run(capsys, other, *arguments)
     assert code == 3

@@ -162,7 +162,17 @@ def _with_exits(scene: _Scene, model: GFNetDynn, thresholds: Sequence[float]) ->
         gated=gated,
         oracle=oracle(table),
         figures=_draw(job.output, swept, deployed) if job.output else (),
+        tables=_table_files(job),
     )
+
+
+def _table_files(job: EvaluateJob) -> dict[str, Path]:
+    """Where the table of each split lies. The split that was asked for need not be calibration."""
+    if job.replay is None:
+        return {}
+    if job.split == CALIBRATION:
+        return {CALIBRATION: job.replay}
+    return {job.split: job.replay, CALIBRATION: calibration_file(job.replay)}
 
 
 def _table(scene: _Scene, model: GFNetDynn, split: str, file: Path | None) -> ReplayTable:

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from compress.cli import printable
 from compress.data.image_data import ImageData
 from compress.errors import UnsupportedModelError, UserInputError
 from compress.exits.costs import ExitCosts, costs_from_table, read_costs
-from compress.exits.guarantee import Risk
+from compress.exits.guarantee import Risk, check_fresh
 from compress.exits.plan import ExitPlan, Objective, write_plan
 from compress.exits.planner import measure_plan, plan_exits, plan_with_guarantee
 from compress.exits.points import PlanFront, PlanPoint, hand_made_settings, plan_front
@@ -39,7 +40,9 @@ class PlanJob:
         output: where the plan goes, or None.
         data: "digits", "cifar10:DIR", "folder:DIR", or the images; needed for a checkpoint.
         objective: what to reach.
-        risk: what to guarantee in its place.
+        risk: what to guarantee in its place; from images of the calibration split alone.
+        split_is_fresh: of a replay table whose split has a name of its own: nothing was fitted or
+            chosen by its images.
         method: of the guarantee, "pareto-testing" or "fixed-sequence".
         planner: whose point is taken: "search", "stopping" or "uniform".
         held_out: choose by other images than those that found the front.
@@ -59,6 +62,7 @@ class PlanJob:
     data: str | ImageData | None = None
     objective: Objective | None = None
     risk: Risk | None = None
+    split_is_fresh: bool = False
     method: str = "pareto-testing"
     planner: str = "search"
     held_out: bool = True
@@ -106,26 +110,26 @@ class PlanReport:
         """Return the figures for a console."""
         plan = self.plan
         low, high = (100 * bound for bound in plan.accuracy.interval)
+        split, costs = printable(plan.source.split), printable(plan.cost.source)
         lines = ["exit behind block  threshold  share of images"]
         rates = [f"{100 * rate:.1f} %" for rate in plan.exit_rates]
         for block, bar, rate in zip(plan.exits, plan.thresholds, rates, strict=False):
             lines.append(f"{block:17}  {bar:9.4f}  {rate:>15}")
         lines.append(f"{'final head':>17}  {'-':>9}  {rates[-1]:>15}")
         chosen = "other images than the thresholds" if plan.accuracy.held_out else "the same images"
-        lines.append(
-            f"expected cost {plan.cost.share:.1%} of the whole network ({plan.cost.source})"
-        )
+        lines.append(f"expected cost {plan.cost.share:.1%} of the whole network ({costs})")
         lines.append(
             f"accuracy {plan.accuracy.acc1:.2f} % ({low:.2f} to {high:.2f} % at "
             f"{plan.accuracy.confidence:.0%} confidence), whole network "
-            f"{plan.accuracy.full_acc1:.2f} %, on {plan.accuracy.images} calibration images: "
+            f"{plan.accuracy.full_acc1:.2f} %, on {plan.accuracy.images} {split} "
+            "images: "
             f"{chosen}"
         )
         if plan.guarantee is not None:
             sure = plan.guarantee
             lines.append(
                 f"guarantee: {sure.loss} loss at most {sure.risk:g} with {sure.confidence:.0%} "
-                "confidence, for images drawn as the calibration images were"
+                f"confidence, for images drawn as the {split} images were"
             )
         if self.test is not None:
             lines.append(
@@ -156,8 +160,12 @@ def plan_network(job: PlanJob) -> PlanReport:
     """
     if (job.objective is None) == (job.risk is None):
         raise UserInputError("expected exactly one of a drop, a budget and a risk")
+    if job.seed < 0:
+        raise UserInputError(f"--seed is {job.seed}; expected at least 0")
     tables = _tables(job)
     table = tables[CALIBRATION]
+    if job.risk is not None:
+        check_fresh(table.source, split_is_fresh=job.split_is_fresh)
     costs = costs_from_table(table) if job.costs is None else read_costs(job.costs, table)
     hand_made = None if job.hand_made is None else hand_made_settings(table, *job.hand_made)
     front = plan_front(table, costs, hand_made=hand_made)

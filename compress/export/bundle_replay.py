@@ -6,7 +6,7 @@ that dispatches the bundle, so its gates are the very numbers that the dispatche
 """
 
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +104,7 @@ def _all_exits(
 
 def _positions(manifest: Manifest) -> tuple[int, ...]:
     """Return the block behind which each exit stands."""
-    ends = [0, *(segment.blocks[1] for segment in manifest.segments)]
-    if manifest.exits and not all(a < b for a, b in pairwise(ends)):
-        raise UserInputError(
-            f"the segments of {manifest.name} end behind the blocks {ends[1:]}; expected each "
-            "behind the one before, so export the bundle again"
-        )
-    return tuple(end - 1 for end in ends[1:-1])
+    return tuple(segment.blocks[1] - 1 for segment in manifest.segments[:-1])
 
 
 def _check(manifest: Manifest, split: Split, source: Source, size: int) -> Preprocessing:
@@ -148,7 +142,6 @@ def _check_fit(manifest: Manifest, split: Split, source: Source) -> None:
             f"{source.data} has labels up to {int(split.labels.max())}, but {manifest.name} has "
             f"{classes} classes; expected the data that it was trained for"
         )
-    _positions(manifest)
 
 
 def _check_macs(manifest: Manifest) -> list[int]:

@@ -8,8 +8,9 @@ from compress.data.spec import load_data
 from compress.errors import UserInputError
 from compress.exits.plan_job import replay_of
 from compress.exits.recalibrate import Recalibration, recalibrated
-from compress.export.bundle_replay import replay_bundle
+from compress.export.bundle_replay import reference_rates, replay_bundle
 from compress.opened import Opening
+from compress.runtime import reference_rates as reference
 from compress.runtime.manifest import Manifest, read_manifest, write_manifest
 
 __all__ = ["recalibrate_bundle"]
@@ -29,8 +30,8 @@ def recalibrate_bundle(
 ) -> Recalibration:
     """Give a bundle the thresholds that let as many images leave at each exit as in torch.
 
-    The manifest gets the new thresholds and a note of the rates before and after; files and engines
-    stay as they are, as thresholds live outside of them.
+    The manifest gets the new thresholds, a note of the rates before and after, and the rates that a
+    monitor compares a stream with; files and engines stay as they are, as thresholds live outside.
 
     Args:
         bundle: its folder.
@@ -55,7 +56,12 @@ def recalibrate_bundle(
     before = tables[CALIBRATION]
     after = replay_bundle(bundle, images.splits[CALIBRATION], before.source, progress=progress)
     found = recalibrated(before, after, manifest.thresholds)
-    notes = {**manifest.notes, "recalibration": found.to_dict()}
+    rates = reference_rates(after, found.thresholds)
+    notes = {
+        **manifest.notes,
+        "recalibration": found.to_dict(),
+        reference.CALIBRATION: rates.to_dict(),
+    }
     write_manifest(replace(manifest.with_thresholds(found.thresholds), notes=notes), bundle)
     return found
 

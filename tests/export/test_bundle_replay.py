@@ -231,14 +231,6 @@ def test_manifests_that_do_not_tell_enough(tmp_path, fields, words):
         replay_bundle(tmp_path / "bundle", split_of(), SOURCE, progress=False)
 
 
-def test_segments_that_do_not_move_on(tmp_path):
-    manifest = write_bundle(tmp_path / "bundle")
-    first, second, last = manifest.segments
-    changed(tmp_path / "bundle", segments=(first, replace(second, blocks=(3, 3)), last))
-    with pytest.raises(UserInputError, match=r"behind the blocks \[3, 3, 7\]"):
-        replay_bundle(tmp_path / "bundle", split_of(), SOURCE, progress=False)
-
-
 @pytest.mark.parametrize(
     ("split", "options", "words"),
     [
