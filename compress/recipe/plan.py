@@ -22,7 +22,7 @@ BEGINNINGS = ("start", "train")  # the steps that need no network
 STEP_VERSIONS = {
     "start": 1,
     "train": 1,
-    "slim": 1,
+    "slim": 2,  # mends the cut network by images of the training split
     "finetune": 1,
     "distil": 1,
     "exits": 1,

@@ -136,7 +136,11 @@ class TrainOptions(NewNetworkOptions):
 
 
 class SlimStepOptions(StepOptions):
-    """Slim the network at every ratio; what follows works on each of the results."""
+    """Slim the network at every ratio; what follows works on each of the results.
+
+    What can be mended without training is tried on `images` of the training split and judged on the
+    calibration split; `repair` fits layers by least squares, too. 0 images mend nothing.
+    """
 
     ratios: Annotated[list[Ratio], Field(min_length=1)]
     round_to: Annotated[int, Field(ge=1)] = 8
@@ -144,6 +148,8 @@ class SlimStepOptions(StepOptions):
     ignore: list[str] = []
     groups: list[str] = []
     absorb: bool = True
+    images: Annotated[int, Field(ge=0)] | None = None
+    repair: bool = True
 
 
 class FinetuneOptions(TrainingOptions):

@@ -1,7 +1,7 @@
 """The work of each kind of task: one library call, its files in the task's folder, its figures."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from compress.recipe.networks import network_of, opened_start, opening_of, pretr
 from compress.recipe.report_tasks import benchmark_networks, report_run
 from compress.recipe.schema import Recipe
 from compress.recipe.table import compare_networks, table_text
+from compress.slimming.candidates import Mending
 from compress.slimming.job import SlimJob, slim_checkpoint
 from compress.slimming.slim import SlimOptions
 from compress.slimming.sparsity import gamma_sparsity, save_gamma_histogram
@@ -198,6 +199,7 @@ def _slim(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> 
         force=True,  # what an interrupted run of this task left
         latency=False,  # all networks are timed in turn at the end
         images=data,
+        mending=_mending(options),
         seed=recipe.seed,
     )
     (report,) = slim_checkpoint(job)
@@ -212,8 +214,15 @@ def _slim(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> 
         "true_pruned_ratio": told["true_pruned_ratio"],
         "threshold": told["threshold"],
         "absorption": told["absorption"],
+        "made_by": told["made_by"],
         "test": _test_accuracy(report.result.model, data, progress),
     }
+
+
+def _mending(options: Mapping[str, Any]) -> Mending | None:
+    if options["images"] == 0:
+        return None
+    return Mending(images=options["images"], repair=options["repair"])
 
 
 def _portable(report: dict[str, Any]) -> dict[str, Any]:
