@@ -75,6 +75,7 @@ def _work(options: argparse.Namespace) -> None:
         provider=None if options.provider == "auto" else options.provider,
         first_call_seconds=options.first_call_seconds,
     ) as dispatcher:
+        _check_classes(dispatcher, options.bundle)
         largest = dispatcher.backend.max_batch
         if options.batch > largest:
             raise UserInputError(f"--batch is {options.batch}; the bundle takes at most {largest}")
@@ -84,6 +85,17 @@ def _work(options: argparse.Namespace) -> None:
     if tally.errors:
         raise UserInputError(
             f"{tally.errors} of {tally.images} images have errors; see their lines"
+        )
+
+
+def _check_classes(dispatcher: Dispatcher, bundle: Path) -> None:
+    manifest = dispatcher.manifest
+    if not manifest.classes:
+        names = ", ".join(spec.name for spec in manifest.further_outputs)
+        raise UserInputError(
+            f"bundle {bundle} has no classes: {manifest.name} gives {names:.200}; expected a "
+            "classifier, so call compress.runtime.dispatcher.Dispatcher from Python, whose `run` "
+            "returns these as `outputs`"
         )
 
 

@@ -125,7 +125,9 @@ def foreign_in_bundle(folder: Path) -> list[str]:
 
 def _split(source: ExportSource, network: nn.Module) -> list[SegmentModule]:
     shape = tuple(source.images.shape[1:])
-    return split_network(network, shape, len(source.classes), whole=not source.thresholds)
+    whole = not source.thresholds
+    outputs = source.outputs if whole else None
+    return split_network(network, shape, len(source.classes), whole=whole, outputs=outputs)
 
 
 def _float_graph(module: SegmentModule, example: Tensor, target: Target, max_batch: int) -> Any:

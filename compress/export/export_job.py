@@ -68,7 +68,7 @@ class ExportJob:
         builder: one of `BUILDERS`; "auto" builds engines where the target is here.
         data: "digits", "cifar10:DIR", "folder:DIR", or the images; None takes what is recorded.
         opening: how the checkpoint is opened.
-        tolerance: largest relative error of the logits of an image; None takes the precision's.
+        tolerance: largest relative error of an output of an image; None takes the precision's.
         keep_int8: keep int8 in segments that it does not make faster here, too.
         force: replace a bundle that is there.
         seed: of the split of the data, and of noise.
@@ -148,13 +148,25 @@ class ExportReport:
             )
         lines.append(
             f"against torch on {parity.images_name}: worst relative error "
-            f"{parity.worst_relative_error:.1e}, same class {parity.top1_agreement:.2%}, same exit "
-            f"{parity.exit_agreement:.2%}"
+            f"{parity.worst_relative_error:.1e}, {_agreeing(parity)}"
         )
+        if manifest.further_outputs:
+            lines.append(_outputs_line(parity))
         if self.recalibration is not None:
             lines.append(f"quantised: {self.recalibration.to_text()}")
         lines.append(f"written: {self.bundle}")
         return "\n".join([*lines, *([self.next_step] if self.next_step else [])])
+
+
+def _agreeing(parity: BundleParity) -> str:
+    if parity.top1_agreement is None:
+        return "no classes to compare"
+    return f"same class {parity.top1_agreement:.2%}, same exit {parity.exit_agreement:.2%}"
+
+
+def _outputs_line(parity: BundleParity) -> str:
+    """Tell the outputs and the error of each."""
+    return "outputs: " + ", ".join(f"{n} {e:.1e}" for n, e in parity.output_errors.items())
 
 
 def export_checkpoint(job: ExportJob) -> ExportReport:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import UnsupportedModelError
+from compress.export.graph_outputs import name_outputs_
 from compress.optional import require
 
 __all__ = ["OPSET", "graph_from_module"]
@@ -25,7 +26,7 @@ def graph_from_module(
     output_names: Sequence[str],
     free_batch: bool = True,
 ) -> Any:
-    """Export a module of one tensor as an `onnx.ModelProto` that tells nothing about this machine.
+    """Export a module that takes one tensor as an `onnx.ModelProto` that tells nothing about this machine.
 
     Args:
         module: in eval mode, on the CPU.
@@ -50,7 +51,6 @@ def graph_from_module(
                 module,
                 (example,),
                 input_names=[input_name],
-                output_names=list(output_names),
                 opset_version=OPSET,
                 dynamic_shapes=shapes,
                 dynamo=True,
@@ -60,6 +60,7 @@ def graph_from_module(
         reason = next((line for line in str(err).splitlines() if line.strip()), type(err).__name__)
         raise UnsupportedModelError(f"torch cannot export the network to ONNX: {reason}") from err
     graph = program.model_proto  # type: ignore[union-attr]
+    name_outputs_(graph, output_names)
     _drop_traces(graph)
     onnx.checker.check_model(graph)
     return graph

@@ -1,16 +1,23 @@
-"""Write a network as one ONNX file, and prove on images that the file computes the same."""
+"""Write a network as one ONNX file, and prove on images that the file computes the same.
 
-from collections.abc import Callable
-from dataclasses import dataclass
+A classifier's output is `logits`. What else a network returns has the names of
+`compress.export.network_outputs`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compress.errors import AccuracyError, ToolchainError
 from compress.export.graph import OPSET, graph_from_module
+from compress.export.network_outputs import LOGITS, as_returned, exported_outputs
+from compress.export.output_error import output_errors, worst_output
 from compress.files import replacing, sha256_of
 from compress.optional import require
 from compress.runtime.onnxruntime_session import SLOWER
@@ -18,7 +25,7 @@ from compress.runtime.onnxruntime_session import SLOWER
 __all__ = ["OnnxExport", "Parity", "onnx_from_module", "onnx_session", "session_runner"]
 
 TOLERANCE = 1e-3  # relative, worst image: float32 sums in another order stay far below
-INPUT, OUTPUT = "image", "logits"
+INPUT = "image"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,14 +33,17 @@ class Parity:
     """How well an exported file agrees with the torch network.
 
     Attributes:
-        worst_relative_error: over the images, |file - torch| / |torch| in the 2-norm of the logits.
-        top1_agreement: share of images with the same class, in [0, 1].
+        worst_relative_error: over the images and outputs, |file - torch| / |torch| in the 2-norm.
+        top1_agreement: share of images with the same class, in [0, 1]; None without logits.
         images: how many were compared.
+        output_errors: error of each output, of its worst image; of whole numbers the share that
+            differs.
     """
 
     worst_relative_error: float
-    top1_agreement: float
+    top1_agreement: float | None
     images: int
+    output_errors: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,28 +59,32 @@ class OnnxExport:
 def onnx_from_module(
     model: nn.Module, images: Tensor, path: Path, *, tolerance: float = TOLERANCE
 ) -> OnnxExport:
-    """Export a network from image (N, C, H, W) to logits, N free, and compare it with torch.
+    """Export a network from image (N, C, H, W), N free, and compare every output with torch.
 
     Args:
         model: in eval mode, on the CPU.
         images: (N, C, H, W) float32, what the comparison runs on; real ones say most.
         path: the .onnx file, replaced only by a file that passed.
-        tolerance: largest relative error of the logits of an image.
+        tolerance: largest relative error of an output of an image.
 
     Raises:
-        UnsupportedModelError: torch cannot export the network.
+        UnsupportedModelError: torch cannot export the network, or what it returns.
         AccuracyError: ONNX Runtime computes something else than torch.
         ToolchainError: onnx, onnxscript or onnxruntime is missing.
     """
-    graph = graph_from_module(model, images, input_name=INPUT, output_names=[OUTPUT])
+    with torch.inference_mode():
+        wanted = {name: each.numpy() for name, each in exported_outputs(model(images)).items()}
+    graph = graph_from_module(
+        _Returning(model).eval(), images, input_name=INPUT, output_names=list(wanted)
+    )
     with replacing(Path(path)) as part:
         part.write_bytes(graph.SerializeToString(deterministic=True))
-        parity = _compare(model, onnx_session(part), images)
+        parity = _compared(wanted, onnx_session(part), images)
         if not parity.worst_relative_error <= tolerance:  # NaN fails too
             raise AccuracyError(
                 f"{path}: ONNX Runtime differs from torch by {parity.worst_relative_error:.2g} "
-                f"relative on {len(images)} images; expected at most {tolerance:g}, so the file "
-                "was not kept"
+                f"relative in its output {worst_output(parity.output_errors)}, on {len(images)} "
+                f"images; expected at most {tolerance:g}, so the file was not kept"
             )
     return OnnxExport(path=Path(path), sha256=sha256_of(path), opset=OPSET, parity=parity)
 
@@ -103,18 +117,34 @@ def onnx_session(path: Path, *, threads: int | None = None) -> Any:
 
 
 def session_runner(session: Any, image: Tensor) -> Callable[[], Any]:
-    """Return a function that runs a session on one image, for timing."""
+    """Return a function that runs a session on one image to its logits, or all, for timing."""
     feed = {INPUT: image.numpy()}
-    return lambda: session.run([OUTPUT], feed)
+    names = [output.name for output in session.get_outputs()]
+    asked = [LOGITS] if LOGITS in names else names
+    return lambda: session.run(asked, feed)
 
 
-@torch.inference_mode()
-def _compare(model: nn.Module, session: Any, images: Tensor) -> Parity:
-    wanted = model(images).numpy()
-    found = session.run([OUTPUT], {INPUT: images.numpy()})[0]
-    errors = np.linalg.norm(found - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
+class _Returning(nn.Module):
+    """A network that returns its outputs in the form and order in which they are exported."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return as_returned(self.network(image))
+
+
+def _compared(wanted: Mapping[str, NDArray[Any]], session: Any, images: Tensor) -> Parity:
+    values = session.run(list(wanted), {INPUT: images.numpy()})
+    found = dict(zip(wanted, values, strict=True))
+    errors = output_errors(found, wanted)
+    agreement = None
+    if LOGITS in wanted:
+        agreement = float((found[LOGITS].argmax(1) == wanted[LOGITS].argmax(1)).mean())
     return Parity(
-        worst_relative_error=float(errors.max()),
-        top1_agreement=float((found.argmax(1) == wanted.argmax(1)).mean()),
+        worst_relative_error=float(np.max(list(errors.values()))),  # NaN where one is NaN
+        top1_agreement=agreement,
         images=len(images),
+        output_errors=errors,
     )

@@ -1,7 +1,8 @@
 """A network cut into segments: modules that end behind an exit, each with its head and gate inside.
 
 Segment i takes the image (i = 0) or the hidden state (B, N, D) and gives hidden state, logits and
-the gate's probability; the last gives logits. A network without exits is one segment.
+the gate's probability; the last gives logits. A network without exits is one segment, and gives
+whatever it returns, by the names of `compress.export.network_outputs`.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import UnsupportedModelError
+from compress.export.network_outputs import as_returned
 from compress.measure.exit_macs import macs_per_exit
 from compress.measure.macs import count_macs
 from compress.models.early_exit import GFNetDynn
@@ -48,13 +50,13 @@ class SegmentModule(nn.Module):
         self.exit_number = exit_number
         self.whole = whole
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        """Return (hidden, logits, gate), or logits of the last segment; the last two in float32."""
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Return (hidden, logits, gate), or what the last segment gives; all but hidden in float32."""
         network: GFNetDynn = self.network  # type: ignore[assignment]
         if self.specs.input.name == "image":
             x = x.to(next(network.parameters()).dtype)
         if self.whole:
-            return network(x).float()
+            return as_returned(network(x))
         start, stop = self.specs.blocks
         x = network.run_blocks(network.embed(x) if start == 0 else x, start, stop)
         if self.exit_number is None:
@@ -64,7 +66,12 @@ class SegmentModule(nn.Module):
 
 
 def split_network(
-    deployed: nn.Module, image_shape: Sequence[int], classes: int, *, whole: bool = False
+    deployed: nn.Module,
+    image_shape: Sequence[int],
+    classes: int,
+    *,
+    whole: bool = False,
+    outputs: Sequence[TensorSpec] | None = None,
 ) -> list[SegmentModule]:
     """Return the segments of a network in the order in which they run.
 
@@ -73,6 +80,7 @@ def split_network(
         image_shape: (C, H, W).
         classes: of the logits.
         whole: one segment, without early exits.
+        outputs: of the whole network, as `output_specs` gives them; None is logits alone.
 
     Raises:
         UnsupportedModelError: there are no exits to split at.
@@ -82,7 +90,10 @@ def split_network(
     if whole:
         blocks = (0, len(getattr(deployed, "blocks", ())))
         specs = SegmentSpecs(
-            blocks=blocks, macs=_whole_macs(deployed, image), input=image, outputs=(logits,)
+            blocks=blocks,
+            macs=_whole_macs(deployed, image),
+            input=image,
+            outputs=(logits,) if outputs is None else tuple(outputs),
         )
         return [SegmentModule(deployed, specs, exit_number=None, whole=True)]
     if not isinstance(deployed, GFNetDynn):

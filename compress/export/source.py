@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from compress.checkpoint import Checkpoint, read_checkpoint
@@ -13,9 +14,10 @@ from compress.data.sample import noise, pictures
 from compress.errors import CompressError, UserInputError
 from compress.exits.plan import ExitPlan, read_plan
 from compress.exits.replay import exit_numbers
+from compress.export.network_outputs import LOGITS, output_specs
 from compress.models.early_exit import GFNetDynn, with_exits
-from compress.models.outputs import logits_of
 from compress.opened import Opened, Opening, check_forward, open_checkpoint
+from compress.runtime.manifest import TensorSpec
 from compress.runtime.thresholds import check_thresholds
 
 __all__ = ["ExportSource", "newest_checkpoint", "open_export"]
@@ -40,7 +42,8 @@ class ExportSource:
         images: (N, C, H, W) float32 to compare on.
         images_name: what they are.
         data: where they come from; None for noise.
-        classes: their names.
+        outputs: what the whole network gives for one image, the logits first.
+        classes: their names; none where there are no logits.
         preprocessing: how a picture becomes an image; None where nobody knows.
         plan: that was laid on the network, or None.
     """
@@ -52,6 +55,7 @@ class ExportSource:
     images: Tensor
     images_name: str
     data: ImageData | None
+    outputs: tuple[TensorSpec, ...]
     classes: tuple[str, ...]
     preprocessing: Preprocessing | None
     plan: ExitPlan | None
@@ -98,7 +102,7 @@ def open_export(
     loaded = _data(data, network, seed, cache)
     preprocessing = _preprocessing(network, loaded)
     images, name = _images(network, loaded, seed)
-    logits = logits_of(check_forward(model, images))
+    outputs = _outputs(model, images)
     return ExportSource(
         path=path,
         checkpoint=checkpoint,
@@ -107,7 +111,8 @@ def open_export(
         images=images,
         images_name=name,
         data=loaded,
-        classes=_classes(network, loaded, logits.shape[-1]),
+        outputs=outputs,
+        classes=_classes(network, loaded, outputs),
         preprocessing=preprocessing,
         plan=planned,
     )
@@ -209,7 +214,21 @@ def _images(network: Opened, data: ImageData | None, seed: int) -> tuple[Tensor,
     return noise(network.image_shape(), count=NOISE_IMAGES, seed=seed)
 
 
-def _classes(network: Opened, data: ImageData | None, count: int) -> tuple[str, ...]:
+@torch.inference_mode()
+def _outputs(model: nn.Module, images: Tensor) -> tuple[TensorSpec, ...]:
+    output = check_forward(model, images)
+    if isinstance(output, Tensor):
+        return output_specs(output, 1)
+    # Two images tell rows from sizes that are 1 by chance; one image shown twice will do.
+    return output_specs(model(images[[0, -1]]), 2)
+
+
+def _classes(
+    network: Opened, data: ImageData | None, outputs: Sequence[TensorSpec]
+) -> tuple[str, ...]:
+    count = sum(spec.shape[0] for spec in outputs if spec.name == LOGITS)
+    if not count:
+        return ()
     names = network.classes or (None if data is None else data.classes)
     if names is None:
         return tuple(map(str, range(count)))

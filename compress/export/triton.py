@@ -9,7 +9,7 @@
 
 Triton's ensembles cannot stop in between, so the dispatcher is a Python model that calls the
 others (business logic scripting). Its thresholds are a parameter of config.pbtxt: edit it, and
-reload the model.
+reload the model. Outputs that a network gives beside its logits are had from its segment's model.
 
 `max_batch_size` says whether Triton itself adds the batch to `dims`. For a bundle with a batch of
 1 to N it is N, and `dims` are those of one image. For a batch of 1 alone it is 0, and `dims` begin
@@ -36,7 +36,7 @@ from compress.runtime.manifest import Manifest, TensorSpec, read_manifest
 __all__ = ["PLATFORMS", "write_triton"]
 
 PLATFORMS = ("onnxruntime", "tensorrt")
-DTYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16"}
+DTYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "int32": "TYPE_INT32"}
 
 
 def write_triton(
@@ -63,6 +63,7 @@ def write_triton(
     manifest = read_manifest(bundle)
     engines = _engines(bundle, manifest, platform)
     _check_names(manifest)
+    _check_classes(manifest, bundle)
     name = _model_name(manifest)
     _check_place(repository, name, force=force)
     with replacing_folder(repository, foreign_in=functools.partial(_foreign, name=name)) as part:
@@ -96,6 +97,15 @@ def _check_names(manifest: Manifest) -> None:
                 f"segment {segment.file} takes {taken.name!r:.60}; expected {CARRIED}, the name "
                 "that Triton's dispatcher gives to hidden states, so export the bundle again"
             )
+
+
+def _check_classes(manifest: Manifest, bundle: Path) -> None:
+    if not manifest.classes:
+        raise UserInputError(
+            f"bundle {bundle} has no classes, as {manifest.name} is no classifier; expected one, "
+            f"as Triton's dispatcher gives logits: give {manifest.segments[0].file} to Triton as a "
+            "model of its own"
+        )
 
 
 def _model_name(manifest: Manifest) -> str:

@@ -10,6 +10,7 @@ import numbers
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from compress.errors import UnsupportedModelError
@@ -17,6 +18,8 @@ from compress.errors import UnsupportedModelError
 __all__ = ["SINGLE", "float_outputs", "logits_of", "named_outputs"]
 
 LOGITS = ("logits", "out", "probs")  # what classifiers call them, the clearest first
+# Under torch.export, sizes that a network returns are symbols in place of numbers.
+NOT_TENSORS = (str, numbers.Number, torch.SymInt, torch.SymFloat, torch.SymBool)
 SINGLE = "output"  # the name of the only tensor of a network that returns just this
 
 
@@ -84,7 +87,7 @@ def logits_of(output: Any) -> Tensor:
 def _walk(part: Any, path: str) -> Iterator[tuple[str, Tensor]]:
     if isinstance(part, Tensor):
         yield path or SINGLE, part
-    elif part is None or isinstance(part, str | numbers.Number):
+    elif part is None or isinstance(part, NOT_TENSORS):
         return
     else:
         for key, value in _entries(part, path):

@@ -1,6 +1,6 @@
 """What a backend does for the dispatcher: run segments, and keep hidden states where they are."""
 
-from typing import Optional
+from typing import Dict, Optional
 
 import numpy as np
 
@@ -37,6 +37,13 @@ class Backend:
     def logits(self) -> np.ndarray:
         """Return logits (B, K) float32 of the segment just run, valid until the next `run`."""
         raise NotImplementedError
+
+    def outputs(self) -> Dict[str, np.ndarray]:
+        """Return the further outputs (B, …) of the segment just run by name, valid until `run`.
+
+        They are fetched only when this is called. There are none unless the manifest names some.
+        """
+        return {}
 
     def keep(self, rows: np.ndarray) -> None:
         """Let only these images of the batch travel on: their places, ascending, at least one."""

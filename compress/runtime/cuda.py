@@ -25,7 +25,7 @@ WHEELS = ("nvidia/cuda_runtime/lib", "nvidia/cu*/lib")
 MAJOR, MINOR = 75, 76  # cudaDevAttrComputeCapabilityMajor, …Minor
 NON_BLOCKING = 1  # cudaStreamNonBlocking: no hidden waits on the legacy default stream
 MAPPED = 2  # cudaHostAllocMapped
-TO_DEVICE, WITHIN_DEVICE = 1, 3  # cudaMemcpyHostToDevice, cudaMemcpyDeviceToDevice
+TO_DEVICE, TO_HOST, WITHIN_DEVICE = 1, 2, 3  # as cudaMemcpyKind numbers them
 THREAD_LOCAL = 1  # cudaStreamCaptureModeThreadLocal: other threads may use CUDA meanwhile
 OUT_OF_MEMORY = 2
 
@@ -166,6 +166,10 @@ class CudaRuntime:
     def copy_to_device(self, to: int, address: int, size: int, stream: int) -> None:
         """Put a copy of pinned host memory into the stream; leave it alone until that is done."""
         self._call("cudaMemcpyAsync", to, address, size, TO_DEVICE, stream)
+
+    def copy_to_host(self, address: int, pointer: int, size: int, stream: int) -> None:
+        """Put a copy into pinned host memory into the stream; it is there once that is done."""
+        self._call("cudaMemcpyAsync", address, pointer, size, TO_HOST, stream)
 
     def copy_on_device(self, to: int, pointer: int, size: int, stream: int) -> None:
         """Put a copy within device memory into the stream. The two must not overlap."""

@@ -8,15 +8,17 @@ left do not travel on, and the decisions are those of image by image.
 A number that is none must not pass for a class. An image that holds NaN or infinity is replaced by
 a blank one, as some operators make a number of it again and others spoil its neighbours; it and
 every image whose logits are not finite get the class -1.
+
+A network without exits may give further outputs, and one that is no classifier gives them alone.
 """
 
 import logging
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import List, Optional, Sequence, Tuple, Type, Union
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple, Type, Union
 
 import numpy as np
 
@@ -40,18 +42,22 @@ class Dispatched:
 
     Attributes:
         logits: (N, K) float32, of the exit where each image left; NaN where the image itself is
-            not finite.
-        classes: (N,) int64, the most likely class; -1 where the logits are not finite, so look
-            before you take it for a place in a list. The first of them is told in the log.
+            not finite. K is 0 where the network is no classifier.
+        classes: (N,) int64, the most likely class; -1 where the logits are not finite, and where
+            there are none, so look before you take it for a place in a list. The first of them
+            that are not finite is told in the log.
         exits: (N,) int64, number of the exit, E for the final head.
         segment_ms: of every segment that ran: its number, images in it, milliseconds; None unless
             times were asked for.
+        outputs: what the network gives beside its logits, (N, …) by name, float32 or int32; NaN
+            or -1 where the image itself is not finite. Empty where the manifest names none.
     """
 
     logits: np.ndarray
     classes: np.ndarray
     exits: np.ndarray
     segment_ms: Optional[List[SegmentTime]] = None
+    outputs: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class Dispatcher:
@@ -109,6 +115,7 @@ class Dispatcher:
         self._has_warned = False
         self.last = len(manifest.segments) - 1
         self._bars = manifest.thresholds
+        self._has_further = bool(manifest.further_outputs)
         self._one_image = (1, *manifest.image.shape)
 
     def set_thresholds(self, thresholds: Union[float, Sequence[float]]) -> None:
@@ -139,7 +146,10 @@ class Dispatcher:
         if poisoned is not None:
             batch = np.where(poisoned[:, None, None, None], np.float32(0), batch)
         clock: Optional[List[SegmentTime]] = [] if times else None
+        if self._has_further:
+            return self._run_whole(batch, poisoned, clock)
         with self._lock:
+            self._check_open()
             logits, exits = self._dispatched(batch, clock)
         if poisoned is not None:
             logits[poisoned] = np.nan
@@ -163,14 +173,43 @@ class Dispatcher:
     ) -> None:
         self.close()
 
-    def _dispatched(
-        self, batch: np.ndarray, clock: Optional[List[SegmentTime]]
-    ) -> Tuple[np.ndarray, np.ndarray]:
-        """Return logits (N, K) and exits (N,), while no other thread uses the backend."""
+    def _check_open(self) -> None:
         if self._is_closed:
             raise UserInputError(
                 f"the dispatcher of {self.manifest.name} is closed; open the bundle again"
             )
+
+    def _run_whole(
+        self,
+        batch: np.ndarray,
+        poisoned: Optional[np.ndarray],
+        clock: Optional[List[SegmentTime]],
+    ) -> Dispatched:
+        """Run a network without exits that gives more than logits."""
+        step = self.backend.max_batch
+        parts: List[np.ndarray] = []
+        further: Dict[str, List[np.ndarray]] = {}
+        with self._lock:
+            self._check_open()
+            for start in range(0, len(batch), step):
+                self.backend.load(batch[start : start + step])
+                self._run_segment(0, len(batch[start : start + step]), clock)
+                parts.append(self.backend.logits().copy())
+                for name, values in self.backend.outputs().items():
+                    further.setdefault(name, []).append(values.copy())
+        logits = np.concatenate(parts)
+        outputs = {name: np.concatenate(values) for name, values in further.items()}
+        if poisoned is not None:
+            logits[poisoned] = np.nan
+            for values in outputs.values():
+                values[poisoned] = np.nan if values.dtype.kind == "f" else NO_CLASS
+        exits = np.zeros(len(batch), dtype=np.int64)
+        return Dispatched(logits, self._classes(logits), exits, clock, outputs)
+
+    def _dispatched(
+        self, batch: np.ndarray, clock: Optional[List[SegmentTime]]
+    ) -> Tuple[np.ndarray, np.ndarray]:
+        """Return logits (N, K) and exits (N,), while no other thread uses the backend."""
         if len(batch) == 1:
             taken = self._run_one(batch, clock)
             return self.backend.logits().copy(), np.array([taken])
@@ -183,6 +222,8 @@ class Dispatcher:
         return logits, exits
 
     def _classes(self, logits: np.ndarray) -> np.ndarray:
+        if not logits.shape[1]:
+            return np.full(len(logits), NO_CLASS, dtype=np.int64)
         classes = logits.argmax(axis=1)  # which takes NaN for the largest
         finite = np.isfinite(logits).all(axis=1)
         if not finite.all():

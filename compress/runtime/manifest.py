@@ -3,7 +3,8 @@
 A bundle is a folder: `manifest.json`, `segment_0.onnx` … `segment_n.onnx`, later `*.engine` beside
 them. Segment i takes the image (i = 0) or the hidden state of the one before it, as `hidden_in`,
 and gives `hidden`, `logits`, `gate`; the last gives `logits`. `gate` is a probability, sigmoid
-included. Shapes are those of one image, without the batch.
+included. Shapes are those of one image, without the batch. A network without exits may give further
+outputs under names of its own; where it is no classifier these are all, and there are no classes.
 
 A bundle may come from a stranger: names of files are plain names inside the folder, every number
 has its range, neighbouring segments must fit together and run on from one another, and a file is
@@ -22,17 +23,29 @@ from compress.runtime.onnx_wire import has_external_data
 from compress.runtime.preprocessing import Preprocessing
 from compress.runtime.thresholds import check_thresholds
 
-__all__ = ["MANIFEST", "Manifest", "Segment", "TensorSpec", "read_manifest", "write_manifest"]
+__all__ = [
+    "MANIFEST",
+    "MAX_OUTPUTS",
+    "MAX_RANK",
+    "RESERVED",
+    "Manifest",
+    "Segment",
+    "TensorSpec",
+    "read_manifest",
+    "write_manifest",
+]
 
 FORMAT = "compress.bundle/1"
 MANIFEST = "manifest.json"
-DTYPES = ("float32", "float16")
+DTYPES = ("float32", "float16", "int32")
+RESERVED = ("image", "hidden_in", "hidden", "logits", "gate", "exit")  # no further output has these
 PRECISIONS = ("fp32", "fp16", "int8")
 LARGEST = 1 << 31  # elements of a tensor, and every other count but multiply-adds
 MAX_MACS = 1 << 53
 MAX_BYTES = 64 << 20  # of a manifest: class names are its only long part
 MAX_SEGMENTS = 1 << 10
 MAX_RANK = 8
+MAX_OUTPUTS = 1 << 8  # of a segment
 MAX_TEXT = 1000  # characters of a name
 MAX_OPSET = 1 << 10
 MAX_BATCH = 1 << 12
@@ -46,8 +59,9 @@ class TensorSpec:
     """An input or output of a segment.
 
     Attributes:
-        name: "image", "hidden_in", "hidden", "logits" or "gate".
-        dtype: "float32" or "float16".
+        name: "image", "hidden_in", "hidden", "logits", "gate", or that of a further output, of
+            letters, digits, _ and dots.
+        dtype: "float32" or "float16"; of further outputs also "int32".
         shape: of one image, without the batch: () of a gate.
     """
 
@@ -96,7 +110,7 @@ class Manifest:
 
     Attributes:
         name: of the network, such as "gfnet_dynn_12_384".
-        classes: their names, in the order of the logits.
+        classes: their names, in the order of the logits; none where the network has no logits.
         preprocessing: how a picture becomes an image; None where only prepared ones are taken.
         batch: smallest (always 1) and largest number of images that a segment takes at a time.
         target: name of what the files were written for, such as "jetpack6.2".
@@ -127,6 +141,11 @@ class Manifest:
     def thresholds(self) -> List[float]:
         """Return the threshold of each exit."""
         return [s.threshold for s in self.segments if s.threshold is not None]
+
+    @property
+    def further_outputs(self) -> Tuple[TensorSpec, ...]:
+        """What the network gives beside its logits; none where it has exits."""
+        return tuple(spec for spec in self.segments[-1].outputs if spec.name != "logits")
 
     @property
     def image(self) -> TensorSpec:
@@ -233,7 +252,7 @@ def _parse(value: Mapping[str, Any]) -> Manifest:
     pre = value["preprocessing"]
     return Manifest(
         name=_name(value["name"]),
-        classes=_items(value["classes"], _text),
+        classes=_items(value["classes"], _text, empty=True),
         preprocessing=None if pre is None else Preprocessing.from_dict(pre),
         batch=_batch(value["batch"]),
         target=_name(value["target"]),
@@ -263,7 +282,7 @@ def _segment(value: Mapping[str, Any]) -> Segment:
         macs=_count(value["macs"], largest=MAX_MACS),
         threshold=threshold,
         inputs=_items(value["inputs"], _tensor, most=1),
-        outputs=_items(value["outputs"], _tensor, most=3),
+        outputs=_items(value["outputs"], _tensor, most=MAX_OUTPUTS),
         precision=value["precision"],
     )
 
@@ -287,24 +306,41 @@ def _check_consistent(manifest: Manifest) -> None:
             raise ValueError(f"images of {list(image.shape)}, preprocessing to {list(prepared)}")
     carried = image
     for segment in manifest.segments:
-        wanted = ("logits",) if segment is last else ("hidden", "logits", "gate")
+        wanted = _output_names(manifest, segment)
         (taken,) = segment.inputs
         if (taken.dtype, taken.shape) != (carried.dtype, carried.shape) or taken.name in wanted[:1]:
             raise ValueError(f"{segment.file} does not fit the segment before it")
         if tuple(output.name for output in segment.outputs) != wanted:
             raise ValueError(f"{segment.file} does not give {', '.join(wanted)}")
-        if segment.output("logits") != TensorSpec("logits", "float32", (classes,)):
+        logits = TensorSpec("logits", "float32", (classes,))
+        if "logits" in wanted and segment.output("logits") != logits:
             raise ValueError(f"{segment.file} gives other logits than {classes} classes")
         if (segment.threshold is None) != (segment is last):
             raise ValueError(f"{segment.file} has the threshold {segment.threshold}")
         if segment is not last:
             carried = segment.output("hidden")
+            if carried.dtype == "int32":
+                raise ValueError(f"{segment.file} gives a hidden state of whole numbers")
             if segment.output("gate") != TensorSpec("gate", "float32", ()):
                 raise ValueError(f"{segment.file} gives a gate of another shape")
     if len({segment.file for segment in manifest.segments}) < len(manifest.segments):
         raise ValueError("two segments in one file")
     _check_blocks(manifest)
     _check_batch(manifest)
+
+
+def _output_names(manifest: Manifest, segment: Segment) -> Tuple[str, ...]:
+    """Return what a segment must give; of a network without exits, what it gives, once checked."""
+    if segment is not manifest.segments[-1]:
+        return ("hidden", "logits", "gate")
+    if manifest.exits:
+        return ("logits",)
+    logits = ("logits",) if manifest.classes else ()
+    names = tuple(spec.name for spec in manifest.further_outputs)
+    for name in names:
+        if name in RESERVED or not re.fullmatch(r"[A-Za-z0-9_.]+", name) or names.count(name) > 1:
+            raise ValueError(f"{segment.file} gives {name!r:.60}, which is no name of its own")
+    return (*logits, *names)
 
 
 def _check_blocks(manifest: Manifest) -> None:

@@ -28,6 +28,7 @@ class _Call(NamedTuple):
     binding: Any
     gates: Optional[np.ndarray]
     logits: np.ndarray
+    further: Dict[str, np.ndarray]
 
 
 class OnnxRuntimeBackend(Backend):
@@ -60,6 +61,7 @@ class OnnxRuntimeBackend(Backend):
         self._run_options: Any = None  # given at each call they would cost microseconds
         self.max_batch = manifest.batch[1]
         self._segments = manifest.segments
+        self._further = manifest.further_outputs
         self._sessions = [self._opened(bundle, segment) for segment in manifest.segments]
         self.device = self._maker.device
         try:
@@ -76,7 +78,7 @@ class OnnxRuntimeBackend(Backend):
         self._rows = 0  # images that are still on their way
         self._ran = 0  # the segment that ran last
         self._at = 0  # which of the two buffers holds the hidden states
-        self._logits = np.empty(0, dtype=np.float32)
+        self._last: Optional[_Call] = None  # the call that ran last
 
     def load(self, images: np.ndarray) -> None:
         """Copy a batch (B, C, H, W) float32 to where segment 0 reads it."""
@@ -94,12 +96,16 @@ class OnnxRuntimeBackend(Backend):
             raise self._failed(segment, err) from err
         if self.device != "cpu":
             call.binding.synchronize_outputs()
-        self._ran, self._at, self._logits = segment, 1 - self._at, call.logits
+        self._ran, self._at, self._last = segment, 1 - self._at, call
         return call.gates
 
     def logits(self) -> np.ndarray:
         """Return logits (B, K) of the segment just run."""
-        return self._logits
+        return np.empty((0, 0), np.float32) if self._last is None else self._last.logits
+
+    def outputs(self) -> Dict[str, np.ndarray]:
+        """Return the further outputs (B, …) of the segment just run."""
+        return {} if self._last is None else dict(self._last.further)
 
     def keep(self, rows: np.ndarray) -> None:
         """Compact the hidden states of the batch to these rows."""
@@ -114,6 +120,7 @@ class OnnxRuntimeBackend(Backend):
         """Drop sessions and buffers."""
         self._calls.clear()
         self._gathers.clear()
+        self._last = None
         self._sessions, self._hidden, self._results = [], [], []
 
     def try_once(self) -> None:
@@ -166,7 +173,9 @@ class OnnxRuntimeBackend(Backend):
             else:
                 _bind(binding.bind_output, spec, results[spec.name][:rows])
         gates = results["gate"][:rows] if "gate" in results else None
-        call = _Call(session, binding, gates, results["logits"][:rows])
+        logits = results["logits"][:rows]
+        further = {s.name: results[s.name][:rows] for s in self._further if s.name in results}
+        call = _Call(session, binding, gates, logits, further)
         self._calls[segment, rows, self._at] = call
         return call
 
@@ -193,11 +202,11 @@ class OnnxRuntimeBackend(Backend):
 
 
 def _result_buffers(segment: Segment, rows: int) -> Dict[str, np.ndarray]:
-    return {
-        spec.name: np.empty((rows, *spec.shape), dtype=spec.dtype)
-        for spec in segment.outputs
-        if spec.name != "hidden"
-    }
+    buffers = {"logits": np.empty((rows, 0), dtype=np.float32)}  # of what has none
+    for spec in segment.outputs:
+        if spec.name != "hidden":
+            buffers[spec.name] = np.empty((rows, *spec.shape), dtype=spec.dtype)
+    return buffers
 
 
 def _hidden_bytes(manifest: Manifest) -> int:

@@ -18,7 +18,7 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # On the CPU the first fusion's kernel takes three times as long as its parts, and the second keeps
 # int8 products with a bias from becoming integer products, and gains nothing in float.
 SLOWER = ["SkipLayerNormFusion", "MatMulAddFusion"]
-ELEMENTS = {"tensor(float)": "float32", "tensor(float16)": "float16"}
+ELEMENTS = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int32)": "int32"}
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,8 @@
 Everything has its address for life. Two hidden buffers take turns: segment i writes the one that
 segment i + 1 reads. One activation buffer, as large as the hungriest engine needs, serves all, as
 they run one after another in one stream. Gates and logits are written straight into host memory
-that is mapped into the device, so nothing is copied back; the host waits once per segment.
+that is mapped into the device, so nothing is copied back; the host waits once per segment. Further
+outputs, which may be large, stay on the device until they are asked for.
 
 A segment with a number of images is put into the stream as it is the first time, and recorded as a
 CUDA graph for all later times. NVIDIA says that a context must not change behind its graph, so
@@ -130,6 +131,17 @@ class TensorRTBackend(Backend):
         logits: np.ndarray = self._logits[self._order]
         return logits
 
+    def outputs(self) -> Dict[str, np.ndarray]:
+        """Copy the further outputs (B, …) of the segment just run to the host."""
+        rows, found = len(self._order), {}
+        for name, (spec, pointer) in self._further.items():
+            size = rows * _bytes_of(spec)
+            self._cuda.copy_to_host(self._landing.address, pointer, size, self._stream)
+            self._synchronize()
+            content = self._landing.array[:size].view(spec.dtype)
+            found[name] = content.reshape(rows, *spec.shape).copy()
+        return found
+
     def keep(self, rows: np.ndarray) -> None:
         """Compact the hidden states of the batch to these rows, on the device."""
         self._places, moves = _compacted(self._places[rows])
@@ -194,10 +206,19 @@ class TensorRTBackend(Backend):
         self._activations = self._malloc(self._activation_bytes)
         self._hidden = (self._malloc(hidden), self._malloc(hidden))
         self._image = self._malloc(image)
-        logits = self._segments[0].output("logits").shape
+        logits = (len(self._manifest.classes),)  # none of a detector
         self._staging, self._staged = self._mapped((self.max_batch, *self._manifest.image.shape))
         self._gate_memory, self._gates = self._mapped((self.max_batch,))
         self._logit_memory, self._logits = self._mapped((self.max_batch, *logits))
+        self._allocate_further()
+
+    def _allocate_further(self) -> None:
+        """Give each further output memory on the device, and all of them one place on the host."""
+        sizes = {s: self.max_batch * _bytes_of(s) for s in self._manifest.further_outputs}
+        self._further = {spec.name: (spec, self._malloc(size)) for spec, size in sizes.items()}
+        if sizes:
+            self._landing = self._cuda.host_alloc(_aligned(max(sizes.values())))
+            self._closing.callback(self._cuda.host_free, self._landing)
 
     def _malloc(self, size: int) -> int:
         pointer = self._cuda.malloc(_aligned(size))
@@ -234,6 +255,7 @@ class TensorRTBackend(Backend):
             "hidden": self._hidden[segment % 2],
             "logits": self._logit_memory.pointer,
             "gate": self._gate_memory.pointer,
+            **{name: pointer for name, (_, pointer) in self._further.items()},
         }
         part = self._segments[segment]
         taken = self._hidden[(segment - 1) % 2] if segment else self._image

@@ -20,7 +20,7 @@ from compress.runtime.trtexec import TIMING_CACHE, weak_precisions
 
 __all__ = ["TensorRTCompiler"]
 
-DTYPES = {"float32": "FLOAT", "float16": "HALF"}  # ours, TensorRT's
+DTYPES = {"float32": "FLOAT", "float16": "HALF", "int32": "INT32"}  # ours, TensorRT's
 
 log = logging.getLogger(__name__)
 
