@@ -24,6 +24,9 @@ def name_outputs_(proto: Any, names: Sequence[str]) -> None:
     """
     onnx = require("onnx", "writing ONNX files")
     graph = proto.graph
+    for node in list(graph.node):
+        if list(node.input) == list(node.output):  # torch's copy of an input that is given on
+            graph.node.remove(node)
     made = {value for node in graph.node for value in node.output}
     renamed = _moved_aside(graph, names)
     copied: list[tuple[str, str]] = []
@@ -37,8 +40,8 @@ def name_outputs_(proto: Any, names: Sequence[str]) -> None:
         output.name = name
     _rename_(graph, renamed)
     for value, name in copied:
-        node = onnx.helper.make_node("Identity", [renamed.get(value, value)], [name], f"give_{name}")
-        graph.node.append(node)
+        source = renamed.get(value, value)
+        graph.node.append(onnx.helper.make_node("Identity", [source], [name], f"give_{name}"))
 
 
 def _moved_aside(graph: Any, names: Sequence[str]) -> dict[str, str]:

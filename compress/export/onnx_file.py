@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compress.errors import AccuracyError, ToolchainError
@@ -73,13 +72,13 @@ def onnx_from_module(
         ToolchainError: onnx, onnxscript or onnxruntime is missing.
     """
     with torch.inference_mode():
-        wanted = {name: each.numpy() for name, each in exported_outputs(model(images)).items()}
+        names = list(exported_outputs(model(images[:1])))
     graph = graph_from_module(
-        _Returning(model).eval(), images, input_name=INPUT, output_names=list(wanted)
+        _Returning(model).eval(), images, input_name=INPUT, output_names=names
     )
     with replacing(Path(path)) as part:
         part.write_bytes(graph.SerializeToString(deterministic=True))
-        parity = _compared(wanted, onnx_session(part), images)
+        parity = _compared(model, onnx_session(part), images)
         if not parity.worst_relative_error <= tolerance:  # NaN fails too
             raise AccuracyError(
                 f"{path}: ONNX Runtime differs from torch by {parity.worst_relative_error:.2g} "
@@ -135,7 +134,9 @@ class _Returning(nn.Module):
         return as_returned(self.network(image))
 
 
-def _compared(wanted: Mapping[str, NDArray[Any]], session: Any, images: Tensor) -> Parity:
+@torch.inference_mode()
+def _compared(model: nn.Module, session: Any, images: Tensor) -> Parity:
+    wanted = {name: each.numpy() for name, each in exported_outputs(model(images)).items()}
     values = session.run(list(wanted), {INPUT: images.numpy()})
     found = dict(zip(wanted, values, strict=True))
     errors = output_errors(found, wanted)

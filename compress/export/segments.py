@@ -51,7 +51,7 @@ class SegmentModule(nn.Module):
         self.whole = whole
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Return (hidden, logits, gate), or what the last segment gives; all but hidden in float32."""
+        """Return (hidden, logits, gate), or what the last segment gives; only hidden in half."""
         network: GFNetDynn = self.network  # type: ignore[assignment]
         if self.specs.input.name == "image":
             x = x.to(next(network.parameters()).dtype)

@@ -124,8 +124,11 @@ def _tensors(trt: Any, engine: Any) -> List[Tensor]:
 
 
 def _tensor(trt: Any, engine: Any, name: str) -> Tensor:
-    kinds = trt.DataType
-    dtypes = {kinds.FLOAT: "float32", kinds.HALF: "float16", kinds.INT32: "int32"}
+    dtypes = {
+        trt.DataType.FLOAT: "float32",
+        trt.DataType.HALF: "float16",
+        trt.DataType.INT32: "int32",
+    }
     way = "takes" if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else "gives"
     dtype = engine.get_tensor_dtype(name)
     return way, name, dtypes.get(dtype, str(dtype)), tuple(engine.get_tensor_shape(name))

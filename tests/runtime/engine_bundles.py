@@ -32,7 +32,7 @@ def _sha256(content):
     return hashlib.sha256(content).hexdigest()
 
 
-def _segments(dtype, exits):
+def _segments(dtype, exits, given=None):
     carried, parts = IMAGE, []
     for i in range(exits + 1):
         hidden = TensorSpec("hidden", dtype, HIDDEN[i % 3])
@@ -46,7 +46,7 @@ def _segments(dtype, exits):
                 macs=1,
                 threshold=None if i == exits else MIXED[i],
                 inputs=(carried,),
-                outputs=(logits,) if i == exits else gated,
+                outputs=(given or (logits,)) if i == exits else gated,
             )
         )
         carried = replace(hidden, name="hidden_in")
@@ -79,17 +79,21 @@ def write_engine_files(bundle, manifest, engines, **stamp):
     write_engines(made, bundle)
 
 
-def write_bundle(folder, *, dtype="float32", batch=(1, 8), exits=3, era="10", change=None):
-    """Write a bundle with engines, after `change(engines)`; return its folder."""
+def write_bundle(folder, *, dtype="float32", batch=(1, 8), exits=3, era="10", change=None, given=None):
+    """Write a bundle with engines, after `change(engines)`; return its folder.
+
+    `given` is what the last segment gives in place of logits alone.
+    """
+    has_logits = given is None or given[0].name == "logits"
     folder.mkdir(parents=True)
     manifest = Manifest(
         name="fake",
-        classes=tuple("abcd"),
+        classes=tuple("abcd") if has_logits else (),
         preprocessing=None,
         batch=batch,
         target="tensorrt10",
         opset=17,
-        segments=_segments(dtype, exits),
+        segments=_segments(dtype, exits, given),
     )
     for number, segment in enumerate(manifest.segments):
         (folder / segment.file).write_bytes(onnx_of(number))

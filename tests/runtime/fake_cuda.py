@@ -271,7 +271,7 @@ class FakeDevice:
         return 0
 
     def _memcpy_async(self, to, source, size, kind, stream):
-        copy = {1: CopyIn, 3: CopyWithin}.get(kind)
+        copy = {1: CopyIn, 2: CopyOut, 3: CopyWithin}.get(kind)
         if copy is None:
             return self.fault(f"a copy of kind {kind}")
         return self.enqueue(stream, copy(self, to, source, size))
@@ -344,6 +344,29 @@ class CopyIn:
             self.device.fault("host memory changed while a copy of it was under way")
         target[:] = self.source
         self.device.writers[self.to] = "image"
+
+
+class CopyOut:
+    """From the device to pinned host memory, which holds poison until it is done."""
+
+    def __init__(self, device, address, source, size):
+        self.device, self.address, self.source, self.size = device, address, source, size
+
+    def announce(self):
+        self.target = None
+        for block in self.device.blocks.values():
+            offset = self.address - (block.address or self.address + 1)
+            if 0 <= offset <= block.size - self.size:
+                self.target = block.data[offset:][: self.size]
+        if self.target is None:
+            self.device.fault(f"a copy to {self.address:#x}, which is not pinned host memory")
+        else:
+            self.target[:] = 0xFF
+
+    def execute(self):
+        source = self.device.bytes_at(self.source, self.size, "a copy from the device")
+        if source is not None and self.target is not None:
+            self.target[:] = source
 
 
 class CopyWithin:

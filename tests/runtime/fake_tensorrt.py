@@ -23,9 +23,16 @@ def segment_values(segment, outputs, x):
         x: (B, …) image or hidden state, whole numbers in [0, 64).
     """
     flat = x.reshape(len(x), -1).astype(np.float64)
+    values = {
+        name: np.stack([np.resize(row + place, shape) for row in flat])
+        for place, (name, shape) in enumerate(outputs.items())
+        if name not in ("hidden", "logits", "gate")
+    }
+    if "logits" not in outputs:
+        return values
     logits = flat[:, : outputs["logits"][0]] + 100.0 * segment
     if "hidden" not in outputs:
-        return {"logits": logits}
+        return {"logits": logits, **values}
     size = int(np.prod(outputs["hidden"]))
     hidden = np.stack([np.resize(np.roll(row, 1), size) for row in (flat * 5 + 7) % 64])
     score = (3 * flat[:, 0] + 5 * flat[:, 1] + 7 * segment) % 64
@@ -42,7 +49,7 @@ class FakeTensorRT:
     """
 
     TensorIOMode = Enum("TensorIOMode", "NONE INPUT OUTPUT")
-    DataType = Enum("DataType", "FLOAT HALF INT8")
+    DataType = Enum("DataType", "FLOAT HALF INT8 INT32")
 
     class ILogger:
         Severity = Enum("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE")
@@ -115,7 +122,7 @@ class FakeEngineBase(Counted):
 
     def get_tensor_dtype(self, name):
         kinds = self._trt.DataType
-        words = {"float32": kinds.FLOAT, "float16": kinds.HALF, "int8": kinds.INT8}
+        words = {"float32": kinds.FLOAT, "float16": kinds.HALF, "int8": kinds.INT8, "int32": kinds.INT32}
         return words[self._tensors[name][1]]
 
     def get_tensor_shape(self, name):
@@ -283,7 +290,7 @@ class Call:
         for name, (is_input, *_) in self.tensors.items():
             content = None if is_input else self.array(name)
             if content is not None and name != "hidden":
-                content[:] = np.nan
+                content.view(np.uint8)[:] = 0xFF  # NaN, or -1
 
     def array(self, name):
         _, dtype, shape = self.tensors[name]
