@@ -26,7 +26,7 @@ def graph_from_module(
     output_names: Sequence[str],
     free_batch: bool = True,
 ) -> Any:
-    """Export a module that takes one tensor as an `onnx.ModelProto` without a trace of this machine.
+    """Export a module that takes one tensor as an `onnx.ModelProto` with no trace of this machine.
 
     Args:
         module: in eval mode, on the CPU.

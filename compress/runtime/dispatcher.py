@@ -149,7 +149,8 @@ class Dispatcher:
         if self._has_further:
             return self._run_whole(batch, poisoned, clock)
         with self._lock:
-            self._check_open()
+            if self._is_closed:
+                raise self._closed()
             logits, exits = self._dispatched(batch, clock)
         if poisoned is not None:
             logits[poisoned] = np.nan
@@ -173,11 +174,10 @@ class Dispatcher:
     ) -> None:
         self.close()
 
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise UserInputError(
-                f"the dispatcher of {self.manifest.name} is closed; open the bundle again"
-            )
+    def _closed(self) -> UserInputError:
+        return UserInputError(
+            f"the dispatcher of {self.manifest.name} is closed; open the bundle again"
+        )
 
     def _run_whole(
         self,
@@ -190,7 +190,8 @@ class Dispatcher:
         parts: List[np.ndarray] = []
         further: Dict[str, List[np.ndarray]] = {}
         with self._lock:
-            self._check_open()
+            if self._is_closed:
+                raise self._closed()
             for start in range(0, len(batch), step):
                 self.backend.load(batch[start : start + step])
                 self._run_segment(0, len(batch[start : start + step]), clock)
@@ -204,7 +205,11 @@ class Dispatcher:
             for values in outputs.values():
                 values[poisoned] = np.nan if values.dtype.kind == "f" else NO_CLASS
         exits = np.zeros(len(batch), dtype=np.int64)
-        return Dispatched(logits, self._classes(logits), exits, clock, outputs)
+        if self.manifest.classes:
+            classes = self._classes(logits)
+        else:
+            classes = np.full(len(batch), NO_CLASS, dtype=np.int64)
+        return Dispatched(logits, classes, exits, clock, outputs)
 
     def _dispatched(
         self, batch: np.ndarray, clock: Optional[List[SegmentTime]]
@@ -222,8 +227,6 @@ class Dispatcher:
         return logits, exits
 
     def _classes(self, logits: np.ndarray) -> np.ndarray:
-        if not logits.shape[1]:
-            return np.full(len(logits), NO_CLASS, dtype=np.int64)
         classes = logits.argmax(axis=1)  # which takes NaN for the largest
         finite = np.isfinite(logits).all(axis=1)
         if not finite.all():

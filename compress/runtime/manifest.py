@@ -311,7 +311,7 @@ def _check_consistent(manifest: Manifest) -> None:
         if (taken.dtype, taken.shape) != (carried.dtype, carried.shape) or taken.name in wanted[:1]:
             raise ValueError(f"{segment.file} does not fit the segment before it")
         if tuple(output.name for output in segment.outputs) != wanted:
-            raise ValueError(f"{segment.file} does not give {', '.join(wanted)}")
+            raise ValueError(f"{segment.file} does not give {', '.join(wanted)}, and no more")
         logits = TensorSpec("logits", "float32", (classes,))
         if "logits" in wanted and segment.output("logits") != logits:
             raise ValueError(f"{segment.file} gives other logits than {classes} classes")

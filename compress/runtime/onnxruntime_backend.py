@@ -78,7 +78,8 @@ class OnnxRuntimeBackend(Backend):
         self._rows = 0  # images that are still on their way
         self._ran = 0  # the segment that ran last
         self._at = 0  # which of the two buffers holds the hidden states
-        self._last: Optional[_Call] = None  # the call that ran last
+        self._logits = np.empty(0, dtype=np.float32)
+        self._given: Dict[str, np.ndarray] = {}  # the further outputs
 
     def load(self, images: np.ndarray) -> None:
         """Copy a batch (B, C, H, W) float32 to where segment 0 reads it."""
@@ -96,16 +97,17 @@ class OnnxRuntimeBackend(Backend):
             raise self._failed(segment, err) from err
         if self.device != "cpu":
             call.binding.synchronize_outputs()
-        self._ran, self._at, self._last = segment, 1 - self._at, call
+        self._ran, self._at = segment, 1 - self._at
+        self._logits, self._given = call.logits, call.further
         return call.gates
 
     def logits(self) -> np.ndarray:
         """Return logits (B, K) of the segment just run."""
-        return np.empty((0, 0), np.float32) if self._last is None else self._last.logits
+        return self._logits
 
     def outputs(self) -> Dict[str, np.ndarray]:
         """Return the further outputs (B, …) of the segment just run."""
-        return {} if self._last is None else dict(self._last.further)
+        return dict(self._given)
 
     def keep(self, rows: np.ndarray) -> None:
         """Compact the hidden states of the batch to these rows."""
@@ -120,7 +122,6 @@ class OnnxRuntimeBackend(Backend):
         """Drop sessions and buffers."""
         self._calls.clear()
         self._gathers.clear()
-        self._last = None
         self._sessions, self._hidden, self._results = [], [], []
 
     def try_once(self) -> None:

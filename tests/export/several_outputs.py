@@ -49,7 +49,12 @@ class Nested(Trunk):
     def forward(self, x: Tensor) -> Answer:
         hidden, pooled = self.parts(x)
         logits = self.fc(pooled)
-        more = {"a map/2": hidden, "a_map_2": -hidden, "class": logits.argmax(1), "on": pooled > 0.2}
+        more = {
+            "a map/2": hidden,
+            "a_map_2": -hidden,
+            "class": logits.argmax(1),
+            "on": pooled > 0.2,
+        }
         return Answer([None, hidden * 2], logits, more, x.shape[0])
 
 

@@ -79,7 +79,9 @@ def write_engine_files(bundle, manifest, engines, **stamp):
     write_engines(made, bundle)
 
 
-def write_bundle(folder, *, dtype="float32", batch=(1, 8), exits=3, era="10", change=None, given=None):
+def write_bundle(
+    folder, *, dtype="float32", batch=(1, 8), exits=3, era="10", change=None, given=None
+):
     """Write a bundle with engines, after `change(engines)`; return its folder.
 
     `given` is what the last segment gives in place of logits alone.

@@ -122,7 +122,12 @@ class FakeEngineBase(Counted):
 
     def get_tensor_dtype(self, name):
         kinds = self._trt.DataType
-        words = {"float32": kinds.FLOAT, "float16": kinds.HALF, "int8": kinds.INT8, "int32": kinds.INT32}
+        words = {
+            "float32": kinds.FLOAT,
+            "float16": kinds.HALF,
+            "int8": kinds.INT8,
+            "int32": kinds.INT32,
+        }
         return words[self._tensors[name][1]]
 
     def get_tensor_shape(self, name):
