@@ -14,10 +14,12 @@ from compress.export.fourier.axis_map import AxisMap, Dft, Part, Rows
 
 __all__ = ["bins_read", "form_of", "merges", "smooth_length", "split", "to_real_signal"]
 
-NANOSECONDS_PER_MAC = 1 / 40
-NANOSECONDS_PER_WEIGHT = 0.4  # a matrix is read from memory once for all signals
+NANOSECONDS_PER_MAC = 1 / 25
+NANOSECONDS_PER_WEIGHT = 0.2  # a matrix is read from memory once for all signals
 NANOSECONDS_PER_VALUE = 0.35  # of one elementwise operation, and of a transpose
-NANOSECONDS_PER_NODE = 2500.0
+NANOSECONDS_PER_PRODUCT = 250.0  # of each of many small ones in one node
+NANOSECONDS_PER_NODE = 1500.0
+LONGEST_DIRECT = 64  # up to here one matrix always wins
 SMALLEST_FACTOR = 4
 
 # Two axes become one matrix while it is small, and costs at most so many times what they cost.
@@ -121,7 +123,7 @@ def smooth_length(least: int) -> int:
 def _cheapest(demand: _Demand) -> tuple[float, str]:
     """Return nanoseconds and the form."""
     choices = [(_direct_cost(demand), "direct")]
-    if demand.length > 2 * SMALLEST_FACTOR:
+    if demand.length > LONGEST_DIRECT:
         factors = split(demand.length)
         if factors is not None:
             choices.append((_split_cost(demand, *factors), "split"))
@@ -157,7 +159,9 @@ def _split_cost(demand: _Demand, n1: int, n2: int) -> float:
         real_in=False,
         real_out=False,
     )
-    between = 9 * NANOSECONDS_PER_VALUE * demand.length * demand.signals
+    between = (9 * NANOSECONDS_PER_VALUE * demand.length + 4 * NANOSECONDS_PER_PRODUCT) * (
+        demand.signals
+    )
     return _cheapest(first)[0] + _cheapest(second)[0] + between + 9 * NANOSECONDS_PER_NODE
 
 

@@ -81,8 +81,7 @@ def rewrite_transforms_(proto: "onnx.ModelProto") -> int:
         if not _absorbed(context, node):
             _keep(context, node)
     writer.place = None
-    for output in graph.output:
-        context.tensor(output.name, exact=True)
+    _name_outputs_(context, graph)
     del graph.node[:]
     graph.node.extend(writer.nodes)
     graph.initializer.extend(writer.constants)
@@ -111,6 +110,23 @@ def _keep(context: Context, node: "onnx.NodeProto") -> None:
     kept.CopyFrom(node)
     kept.input[:] = [context.tensor(name) if name else "" for name in node.input]
     context.writer.nodes.append(kept)
+
+
+def _name_outputs_(context: Context, graph: "onnx.GraphProto") -> None:
+    """Let the last nodes give what the graph gives, under its names."""
+    made = {name for node in context.writer.nodes for name in node.output}
+    renamed: dict[str, str] = {}
+    for output in graph.output:
+        found = context.tensor(output.name)
+        if found == output.name:
+            continue
+        if found in made and found not in renamed:
+            renamed[found] = output.name
+        else:
+            context.tensor(output.name, exact=True)
+    for node in context.writer.nodes:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
 
 
 def _feeding(graph: "onnx.GraphProto") -> frozenset[str]:

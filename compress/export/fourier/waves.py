@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from compress.export.fourier.axis_map import AxisMap, Factor
+from compress.export.fourier.axis_map import AxisMap, Dft, Factor
 from compress.export.fourier.writer import Shape
 
 __all__ = ["Form", "Step", "View", "Wave", "permuted"]
+
+LONGEST_PRODUCT = 256  # of two transforms along one axis that become one matrix
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,8 @@ def _pushed(steps: tuple[Step, ...], axis: int, factor: Factor, n: int) -> tuple
     """Add a factor to the last map along its axis that nothing stands in the way of."""
     for i in range(len(steps) - 1, -1, -1):
         if steps[i].axis == axis:
+            if isinstance(factor, Dft) and steps[i].map.transforms and n > LONGEST_PRODUCT:
+                break
             grown = Step(axis, steps[i].map.then(factor))
             return (*steps[:i], grown, *steps[i + 1 :])
         if not steps[i].map.commutes_with(factor):
