@@ -1,7 +1,7 @@
 """From the graph that torch's exporter writes to one that a target's parser understands.
 
-Pure rewriting, no numbers change but by rounding: operators that the target lacks are said in
-others (`compress.export.lower_operators`), the opset is the newest that both know
+Pure rewriting, no numbers change but by rounding: Fourier transforms are written as real matrix
+products (`compress.export.fourier`), operators that the target lacks are said in others (`compress.export.lower_operators`), the opset is the newest that both know
 (`compress.export.lower_opset`), and the graph is left tidy (`compress.export.graph_tidy`). Names
 come from the graph alone, so equal graphs give equal files.
 
@@ -12,6 +12,7 @@ computes its sums in float32 there.
 from typing import TYPE_CHECKING
 
 from compress.errors import UnsupportedModelError
+from compress.export.fourier import rewrite_transforms_
 from compress.export.graph_tidy import constants_to_initializers_, drop_notes_, name_nodes_, tidy_
 from compress.export.lower_operators import rewrite_operators_
 from compress.export.lower_opset import to_opset_
@@ -40,8 +41,9 @@ def lowered(proto: "onnx.ModelProto", target: Target) -> "onnx.ModelProto":
     result.CopyFrom(proto)
     if result.functions:
         result = onnx.inliner.inline_local_functions(result)
-    drop_notes_(result)
     constants_to_initializers_(result)
+    rewrite_transforms_(result)  # which reads where nodes come from, for its errors
+    drop_notes_(result)
     name_nodes_(result.graph)
     rewrite_operators_(result, target)
     to_opset_(result, target.opset)

@@ -235,7 +235,7 @@ class Writer:
         return sizes
 
     def _name(self, label: str) -> str:
-        prefix = self.place.name if self.place is not None else "fourier"
+        prefix = "fourier" if self.place is None else f"{self.place.name}/fourier"
         name = f"{prefix}/{label}"
         count = 1
         while name in self._taken or name in self.facts.types:
