@@ -22,7 +22,7 @@ from compress.optional import require
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["lowered"]
+__all__ = ["check_graph", "lowered"]
 
 
 def lowered(proto: "onnx.ModelProto", target: Target) -> "onnx.ModelProto":
@@ -49,17 +49,26 @@ def lowered(proto: "onnx.ModelProto", target: Target) -> "onnx.ModelProto":
     to_opset_(result, target.opset)
     tidy_(result)
     result.ir_version = min(result.ir_version, target.ir_version)
-    _check(result, target)
+    check_graph(result, f"it was rewritten for {target.display_name}")
     return result
 
 
-def _check(proto: "onnx.ModelProto", target: Target) -> None:
+def check_graph(proto: "onnx.ModelProto", what: str) -> None:
+    """Check a graph that was rewritten.
+
+    Args:
+        proto: the graph.
+        what: was done to it, behind "after".
+
+    Raises:
+        UnsupportedModelError: onnx.checker does not take it.
+    """
     onnx = require("onnx", "checking ONNX graphs")
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as err:
         reason = next((line for line in str(err).splitlines() if line.strip()), "no reason given")
         raise UnsupportedModelError(
-            f"the graph is not valid after it was rewritten for {target.display_name}: {reason}; "
-            "expected a graph that onnx.checker takes, so export the network again"
+            f"the graph is not valid after {what}: {reason}; expected a graph that onnx.checker "
+            "takes, so export the network again"
         ) from err

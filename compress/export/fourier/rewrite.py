@@ -39,7 +39,7 @@ RULES: Mapping[str, Rule] = {
     "Unsqueeze": rules_moves.unsqueeze,
     **dict.fromkeys(rules_values.ELEMENTWISE, rules_values.elementwise),
 }
-NEED_NO_VIEW = ("DFT", "STFT", "Col2Im", "Unsqueeze")
+NEED_NO_VIEW = ("DFT", "STFT", "Col2Im", "Gather", "Pad", "Unsqueeze")
 
 
 def count_transforms(nodes: Iterable["onnx.NodeProto"]) -> int:

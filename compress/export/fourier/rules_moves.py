@@ -4,6 +4,7 @@ Each rule returns whether it took the node; where it did not, its inputs are wri
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,7 +47,10 @@ def slice_(context: Context, node: "onnx.NodeProto") -> bool:
 
 def gather(context: Context, node: "onnx.NodeProto") -> bool:
     """Gather of constant places: one of the parts, or rows of a map."""
-    view, places = context.views.get(node.input[0]), context.known.array(node.input[1])
+    places = context.known.array(node.input[1])
+    view = context.views.get(node.input[0])
+    if view is None and places is not None and places.ndim == 1:
+        view = _started(context, node)
     if view is None or places is None or places.ndim > 1:
         return False
     axis = context.attributes(node).get("axis", 0) % view.rank
@@ -124,7 +128,7 @@ def concat(context: Context, node: "onnx.NodeProto") -> bool:
 
 def pad(context: Context, node: "onnx.NodeProto") -> bool:
     """Pad with zeros: rows of a map."""
-    view = context.views.get(node.input[0])
+    view = context.views.get(node.input[0]) or _started(context, node)
     pads = context.known.integers(node.input[1])
     attributes = context.attributes(node)
     value = context.known.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
@@ -187,6 +191,17 @@ def reshape(context: Context, node: "onnx.NodeProto") -> bool:
     return True
 
 
+def _started(context: Context, node: "onnx.NodeProto") -> View | None:
+    """Return a real tensor as a view, where a transform hangs on what a node makes of it."""
+    name = node.input[0]
+    shape = context.writer.facts.shapes.get(name)
+    is_float = context.writer.facts.types.get(name) in ("float32", "float16", "float64")
+    if shape is None or not is_float or node.output[0] not in context.feeds_transforms:
+        return None
+    wave = Wave(real=context.tensor(name), imaginary=None, base=shape)
+    return View(wave=wave, form=Form.REAL)
+
+
 def _stop(stop: int, step: int) -> int | None:
     """Return the end of a slice as Python has it: ONNX says "before the first" by a very small one."""
     return None if step < 0 and stop < -(1 << 30) else stop
@@ -238,6 +253,10 @@ def _paired(context: Context, node: "onnx.NodeProto", first: View) -> bool:
         if (real.form, imaginary.form) == (Form.REAL, Form.IMAGINARY):
             context.show(node.output[0], real.wave, Form.PAIR, first.at)
             return True
+    if real and imaginary and _moved_alike(real, imaginary):
+        wave = replace(real.wave, imaginary=imaginary.wave.real)
+        context.show(node.output[0], wave, Form.PAIR, first.at)
+        return True
     parts = [_part_of(context, name, first) for name in node.input]
     shapes: list[Shape] = [context.writer.shape(part) for part in parts if part is not None]
     if not shapes:
@@ -245,6 +264,16 @@ def _paired(context: Context, node: "onnx.NodeProto", first: View) -> bool:
     wave = Wave(real=parts[0], imaginary=parts[1], base=shapes[0])
     context.show(node.output[0], wave, Form.PAIR, first.at)
     return True
+
+
+def _moved_alike(real: View, imaginary: View) -> bool:
+    """Whether two real tensors are still to be moved in the same way."""
+    waves = (real.wave, imaginary.wave)
+    return (
+        real.form is imaginary.form is Form.REAL
+        and all(wave.imaginary is None and wave.is_real for wave in waves)
+        and replace(waves[0], real=None) == replace(waves[1], real=None)
+    )
 
 
 def _part_of(context: Context, name: str, like: View) -> str | None:
