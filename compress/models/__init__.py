@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from compress.errors import UnsupportedModelError, UserInputError
 from compress.models.early_exit import GFNetDynn
 from compress.models.gfnet import GFNet
+from compress.models.gfnet_pyramid import GFNetPyramid
 from compress.models.vgg import VGG
 
 __all__ = ["ARCHITECTURES", "build", "infer"]
 
 # Adding an architecture: a module class with `arch`, `config` and `infer_config`, named here.
-ARCHITECTURES: dict[str, Any] = {cls.arch: cls for cls in (VGG, GFNet, GFNetDynn)}
+ARCHITECTURES: dict[str, Any] = {cls.arch: cls for cls in (VGG, GFNet, GFNetPyramid, GFNetDynn)}
 
 
 def build(arch: str, config: Mapping[str, Any]) -> nn.Module:

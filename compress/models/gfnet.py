@@ -22,7 +22,7 @@ from compress.models.gfnet_block import Block, MeanTokens, PatchEmbed
 from compress.models.gfnet_config import check_config, check_frequencies, check_grid
 from compress.models.gfnet_layout import DISTIL_TOKENS, infer_gfnet_config, token_grid
 
-__all__ = ["GFNET_VARIANTS", "GFNet", "gfnet", "initialised"]
+__all__ = ["GFNET_VARIANTS", "GFNet", "gfnet", "hidden_group", "initialised"]
 
 # Width, depth, drop path of the published networks and of the early-exit logs.
 GFNET_VARIANTS: dict[str, dict[str, Any]] = {
@@ -198,7 +198,7 @@ class GFNet(nn.Module):
             if self.config["frequency_scale"]:
                 groups.append(_frequency_group(f"blocks.{i}.filter"))
             if self.config["hidden_scale"]:
-                groups.append(_hidden_group(f"blocks.{i}.mlp"))
+                groups.append(hidden_group(f"blocks.{i}.mlp"))
         if not groups:
             raise UnsupportedModelError(
                 "this GFNet has no scale per hidden unit to rank them by; add it with "
@@ -296,7 +296,8 @@ def gfnet(variant: str, **config: Any) -> GFNet:
     return GFNet(**{**GFNET_VARIANTS[variant], **config})
 
 
-def _hidden_group(mlp: str) -> ChannelGroup:
+def hidden_group(mlp: str) -> ChannelGroup:
+    """Return the hidden units of an MLP with scales, by its name in the state_dict."""
     rows = [f"{mlp}.{name}" for name in ("fc1.weight", "fc1.bias", "scale")]
     return ChannelGroup(
         name=mlp,

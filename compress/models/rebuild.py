@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from compress.models.gfnet import GFNet
+from compress.models.gfnet_pyramid import GFNetPyramid
 
 __all__ = ["rebuilt"]
 
-Network = TypeVar("Network", bound=GFNet)
+Network = TypeVar("Network", bound=GFNet | GFNetPyramid)
 
 
 def rebuilt(model: Network, state: Mapping[str, Tensor], **changes: Any) -> Network:
