@@ -18,6 +18,8 @@ __all__ = ["Known"]
 
 LARGEST = 1 << 22  # values; nothing that is looked up here is larger
 DEEPEST = 64
+FREE = -(1 << 60)  # stands for a size that is not known, in what is computed of a shape
+MOVING = ("Concat", "Gather", "Identity", "Slice", "Squeeze", "Unsqueeze")  # may carry it along
 FOLDED = frozenset(
     "Add Cast Concat ConstantOfShape Cos Div Equal Expand Floor Gather HannWindow HammingWindow "
     "Identity Max Min Mod Mul Neg Not Pow Range Reciprocal ReduceProd ReduceSum Reshape Sin Slice "
@@ -41,7 +43,8 @@ class Known:
 
     def array(self, name: str) -> NDArray[Any] | None:
         """Return what a tensor holds in every run; None where that is not known."""
-        return self._array(name, 0)
+        value = self._array(name, 0)
+        return None if value is None or _is_partly_free(value) else value
 
     def integer(self, name: str) -> int | None:
         """Return the one whole number that a tensor holds; None where it is not known."""
@@ -69,6 +72,8 @@ class Known:
             return None
         values = {n: self._array(n, depth + 1) for n in node.input if n}
         if any(v is None or v.size > LARGEST for v in values.values()):
+            return None
+        if node.op_type not in MOVING and any(map(_is_partly_free, values.values())):
             return None
         return self._run(node, name, values)
 
@@ -99,4 +104,8 @@ class Known:
             return None
         given = {a.name: a.i for a in node.attribute}
         part = shape[given.get("start", 0) : given.get("end", len(shape))]
-        return None if None in part else np.array(part, np.int64)
+        return np.array([FREE if n is None else n for n in part], np.int64)
+
+
+def _is_partly_free(value: NDArray[Any]) -> bool:
+    return value.dtype == np.int64 and bool((value == FREE).any())
