@@ -117,13 +117,15 @@ class SpectralConv2d(nn.Module):
 
 
 class FnoNet(nn.Module):
-    """Lift, two Fourier layers with a pointwise bypass, project."""
+    """Lift, Fourier layers with a pointwise bypass, project."""
 
-    def __init__(self, channels: int = 6, modes: tuple[int, int] = (3, 4)) -> None:
+    def __init__(
+        self, channels: int = 6, modes: tuple[int, int] = (3, 4), depth: int = 1
+    ) -> None:
         super().__init__()
         self.lift = nn.Conv2d(1, channels, 1)
-        self.spectral = nn.ModuleList(SpectralConv2d(channels, modes) for _ in range(2))
-        self.pointwise = nn.ModuleList(nn.Conv2d(channels, channels, 1) for _ in range(2))
+        self.spectral = nn.ModuleList(SpectralConv2d(channels, modes) for _ in range(depth))
+        self.pointwise = nn.ModuleList(nn.Conv2d(channels, channels, 1) for _ in range(depth))
         self.project = nn.Conv2d(channels, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -158,7 +160,7 @@ class FNet(nn.Module):
     Takes embedded tokens (B, N, D).
     """
 
-    def __init__(self, width: int = 12, depth: int = 2) -> None:
+    def __init__(self, width: int = 12, depth: int = 1) -> None:
         super().__init__()
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2 * depth))
         self.feeds = nn.ModuleList(
@@ -204,7 +206,7 @@ class PlainGFNet(nn.Module):
     def __init__(
         self,
         widths: tuple[int, ...] = (16,),
-        depths: tuple[int, ...] = (2,),
+        depths: tuple[int, ...] = (1,),
         image_size: int = 20,
         patch_size: int = 4,
         classes: int = 10,
@@ -303,13 +305,13 @@ class VocosHead(nn.Module):
 
 
 NETWORKS = {
-    "lama": (lambda: LamaNet(), (3, 10, 14)),
-    "afno": (lambda: AfnoNet(), (2, 12, 18)),
-    "fno2d": (lambda: FnoNet(), (1, 12, 15)),
-    "fno1d": (lambda: Fno1d(), (1, 40)),
-    "fnet": (lambda: FNet(), (10, 12)),
-    "gfnet": (lambda: PlainGFNet(), (3, 20, 20)),
-    "gfnet-h": (lambda: PlainGFNet((8, 16), (1, 2), 32, 4), (3, 32, 32)),
+    "lama": (LamaNet, (3, 10, 14)),
+    "afno": (AfnoNet, (2, 12, 18)),
+    "fno2d": (FnoNet, (1, 12, 15)),
+    "fno1d": (Fno1d, (1, 40)),
+    "fnet": (FNet, (10, 12)),
+    "gfnet": (PlainGFNet, (3, 20, 20)),
+    "gfnet-h": (lambda: PlainGFNet((8, 16), (1, 1), 32, 4), (3, 32, 32)),
     "stft": (lambda: MagnitudeFrontEnd(), (400,)),
     "vocos-same": (lambda: VocosHead(same=True), (8, 12)),
     "vocos-center": (lambda: VocosHead(same=False), (8, 12)),

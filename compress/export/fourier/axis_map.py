@@ -7,7 +7,7 @@ zero. Angles are reduced in whole numbers before a cosine is taken, so that a ze
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -82,17 +82,19 @@ class Dft:
 
     length: int
     inverse: bool
+    read: tuple[int, ...] | None = None  # bins that are given, in place of all
     is_real = False
     is_complex_linear = True
 
     def size(self, n: int) -> int:
         """Return the length that it gives."""
-        return self.length
+        return self.length if self.read is None else len(self.read)
 
     def blocks(self, n: int) -> Blocks:
         """Return its matrix."""
         places = np.arange(self.length)
-        matrix = turned(np.outer(places, places) * (1 if self.inverse else -1), self.length)
+        bins = places if self.read is None else np.array(self.read)
+        matrix = turned(np.outer(bins, places) * (1 if self.inverse else -1), self.length)
         return Blocks.of(matrix / self.length if self.inverse else matrix)
 
 
@@ -249,7 +251,7 @@ class AxisMap:
     def blocks(self) -> Blocks:
         """Its matrix."""
         result, n = None, self.n
-        for factor in self.factors:
+        for factor in _with_read_rows(self.factors):
             own = factor.blocks(n)
             result = own if result is None else own.after(result)
             n = factor.size(n)
@@ -267,6 +269,19 @@ def turned(turns: NDArray[np.int64], length: int) -> NDArray[np.complex128]:
     first = np.where(odd, sine, cosine) + 1j * np.where(odd, cosine, sine)
     quarter: NDArray[np.complex128] = np.array([1, 1j, -1, -1j])[octant // 2] * first
     return quarter
+
+
+def _with_read_rows(factors: tuple[Factor, ...]) -> list[Factor]:
+    """Return the same factors, a transform of which few bins are read giving these alone."""
+    result: list[Factor] = []
+    for factor in factors:
+        last = result[-1] if result else None
+        plain = isinstance(factor, Rows) and not factor.conjugated and -1 not in factor.places
+        if isinstance(last, Dft) and last.read is None and isinstance(factor, Rows) and plain:
+            result[-1] = replace(last, read=factor.places)
+        else:
+            result.append(factor)
+    return result
 
 
 def _picked(outer: Rows, inner: Rows) -> Rows:
