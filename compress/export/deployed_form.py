@@ -1,10 +1,11 @@
 """A network in the form that is exported: the same function in operations that runtimes do fast.
 
 Global filters of small grids are matrix products, those of large ones stay FFTs until
-`compress.export.fourier` writes them as products along one axis after the other; scales that slimming left are folded into the weights that read
-them; GELU is written so that ONNX Runtime and TensorRT see one; tokens are averaged by a product
-with a constant row, which is several times faster than a reduction over the middle dimension (and
-needs no ReduceMean, whose axes TensorRT 8 ignores); gates read a few sums in place of a stack.
+`compress.export.fourier` writes them as products along one axis after the other; scales that
+slimming left are folded into the weights that read them; GELU is written so that ONNX Runtime and
+TensorRT see one; tokens are averaged by a product with a constant row, which is several times
+faster than a reduction over the middle dimension (and needs no ReduceMean, whose axes TensorRT 8
+ignores); gates read a few sums in place of a stack.
 """
 
 import copy

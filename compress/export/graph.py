@@ -82,11 +82,7 @@ def graph_from_module(
 
 
 def told_whole(err: BaseException) -> str:
-    """Return what an exporter's error says: the cause first, whole, without terminal codes.
-
-    >>> told_whole(ValueError("no \\x1b[96mstep\\x1b[0m"))
-    'ValueError: no step'
-    """
+    """Return what an exporter's error says: the cause first, whole, without terminal codes."""
     chain: list[BaseException] = []
     cause: BaseException | None = err
     while cause is not None and cause not in chain:

@@ -24,8 +24,8 @@ def write_einsum(writer: NodeWriter) -> None:
     """Write an Einsum as Transpose, Reshape, MatMul.
 
     Raises:
-        UnsupportedModelError: it has another number of tensors, takes diagonals or sums over an axis
-            of one tensor alone, or sizes are free in several places.
+        UnsupportedModelError: it has another number of tensors, takes diagonals or sums over an
+            axis of one tensor alone, or sizes are free in several places.
     """
     terms, result = _letters(writer)
     left, right = terms
@@ -40,7 +40,7 @@ def write_einsum(writer: NodeWriter) -> None:
     product = writer.emit("MatMul", a, b, label="product")
     order = [*batch, *own[0], *own[1]]
     if [len(side) for side in own] != [1, 1]:
-        shape: Sizes = [0] * len(batch) + [sizes[c] for c in (*own[0], *own[1])]
+        shape: Sizes = [*([0] * len(batch)), *(sizes[c] for c in (*own[0], *own[1]))]
         product = _reshaped(writer, product, shape, "grid")
     places = [order.index(c) for c in result]
     if places != sorted(places):
@@ -100,7 +100,9 @@ def _laid_out(
     if value is not None:
         value = value.transpose(order)
         shape = [value.shape[i] if n == 0 else n for i, n in enumerate(merged)]
-        return writer.constant(f"operand_{which}", value.reshape([n or 0 for n in shape]), value.dtype)
+        return writer.constant(
+            f"operand_{which}", value.reshape([n or 0 for n in shape]), value.dtype
+        )
     if order != sorted(order):
         name = writer.emit("Transpose", name, label=f"operand_{which}", perm=order)
     if any(len(group) != 1 for group in groups[1:]):

@@ -84,10 +84,11 @@ class LowerReport:
         """Return the figures for a console."""
         plural = "transform" if self.transforms == 1 else "transforms"
         before, after = (size / 1e6 for size in self.sizes)
-        lines = [
+        first = (
             f"{self.transforms} {plural} written as real products; {self.nodes[0]} nodes became "
             f"{self.nodes[1]}, {before:.2f} MB became {after:.2f} MB, opset {self.opset}"
-        ]
+        )
+        lines = [first]
         if self.target is not None:
             lines.append(f"fits {target(self.target).display_name}, by its table of operators")
         if self.worst_relative_error is not None:
@@ -166,7 +167,7 @@ def _read(path: Path) -> "onnx.ModelProto":
         raise UserInputError(
             f"model {path} holds no ONNX graph; expected a file that an exporter wrote"
         )
-    return proto  # type: ignore[no-any-return]
+    return proto
 
 
 def _without_transforms(proto: "onnx.ModelProto") -> "onnx.ModelProto":
@@ -274,7 +275,9 @@ def _run(proto: "onnx.ModelProto", feed: Mapping[str, NDArray[Any]]) -> list[Any
         )
         return list(session.run(None, dict(feed)))
     except Exception as err:  # ONNX Runtime has a class of its own per status code
-        raise ToolchainError(f"ONNX Runtime {ort.__version__} cannot run the graph ({err})") from err
+        raise ToolchainError(
+            f"ONNX Runtime {ort.__version__} cannot run the graph ({err})"
+        ) from err
 
 
 def _run_reference(proto: "onnx.ModelProto", feed: Mapping[str, NDArray[Any]]) -> list[Any]:

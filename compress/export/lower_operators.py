@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.errors import UnsupportedModelError
 from compress.export.graph_facts import GraphFacts
 from compress.export.lower_einsum import write_einsum
 from compress.export.node_writer import NodeWriter

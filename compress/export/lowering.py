@@ -1,7 +1,8 @@
 """From the graph that torch's exporter writes to one that a target's parser understands.
 
 Pure rewriting, no numbers change but by rounding: Fourier transforms are written as real matrix
-products (`compress.export.fourier`), operators that the target lacks are said in others (`compress.export.lower_operators`), the opset is the newest that both know
+products (`compress.export.fourier`), operators that the target lacks are said in others
+(`compress.export.lower_operators`), the opset is the newest that both know
 (`compress.export.lower_opset`), and the graph is left tidy (`compress.export.graph_tidy`). Names
 come from the graph alone, so equal graphs give equal files.
 

@@ -33,8 +33,8 @@ ARITHMETIC = "Abs Add Div Equal Max Mean Min Mul Neg Sub Sum"
 COMPARISONS = "Greater GreaterOrEqual Less LessOrEqual"
 FLOAT_ONLY = """
     Ceil Clip Conv ConvTranspose Cos Dropout Elu Erf Exp Floor Gemm GlobalAveragePool GlobalMaxPool
-    HardSigmoid HardSwish InstanceNormalization LeakyRelu Log LogSoftmax MatMul PRelu Pow Reciprocal Relu Selu
-    Sigmoid Sign Sin Softmax Softplus Softsign Sqrt Tanh
+    HardSigmoid HardSwish InstanceNormalization LeakyRelu Log LogSoftmax MatMul PRelu Pow Reciprocal
+    Relu Selu Sigmoid Sign Sin Softmax Softplus Softsign Sqrt Tanh
 """
 MOVING = "Cast Concat Expand Flatten Gather Identity Reshape Slice Split Transpose Where"
 REDUCTIONS = """

@@ -1,8 +1,9 @@
 """The kinds of channels that a network can lose, and the form in which it loses them.
 
 A VGG has one kind, its channels, and BatchNorm scores them. A GFNet has two: "hidden", the hidden
-units of its MLPs, and "frequency", the frequencies of its filters; a GFNet-H has the first alone. Published GFNets have no scales
-to score either by, so a network is brought into a form that has them, slimmed, and brought back.
+units of its MLPs, and "frequency", the frequencies of its filters; a GFNet-H has the first alone.
+Published GFNets have no scales to score either by, so a network is brought into a form that has
+them, slimmed, and brought back.
 """
 
 from collections.abc import Sequence

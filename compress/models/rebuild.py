@@ -25,4 +25,4 @@ def rebuilt(model: Network, state: Mapping[str, Tensor], **changes: Any) -> Netw
     with torch.device("meta"):
         twin = type(model)(**{**model.config, **changes})
     twin.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
-    return twin.train(model.training)
+    return twin.train(model.training)  # type: ignore[return-value]

@@ -107,9 +107,7 @@ class SpectralConv2d(nn.Module):
         m1, m2 = self.modes
         spectrum = torch.fft.rfft2(x)
         out = torch.zeros(batch, channels, height, width // 2 + 1, dtype=torch.cfloat)
-        out[:, :, :m1, :m2] = torch.einsum(
-            "bixy,ioxy->boxy", spectrum[:, :, :m1, :m2], self.upper
-        )
+        out[:, :, :m1, :m2] = torch.einsum("bixy,ioxy->boxy", spectrum[:, :, :m1, :m2], self.upper)
         out[:, :, -m1:, :m2] = torch.einsum(
             "bixy,ioxy->boxy", spectrum[:, :, -m1:, :m2], self.lower
         )
@@ -119,9 +117,7 @@ class SpectralConv2d(nn.Module):
 class FnoNet(nn.Module):
     """Lift, Fourier layers with a pointwise bypass, project."""
 
-    def __init__(
-        self, channels: int = 6, modes: tuple[int, int] = (3, 4), depth: int = 1
-    ) -> None:
+    def __init__(self, channels: int = 6, modes: tuple[int, int] = (3, 4), depth: int = 1) -> None:
         super().__init__()
         self.lift = nn.Conv2d(1, channels, 1)
         self.spectral = nn.ModuleList(SpectralConv2d(channels, modes) for _ in range(depth))
@@ -250,7 +246,9 @@ class PlainBlock(nn.Module):
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.filter = PlainFilter(width, grid)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
         self.gamma = nn.Parameter(torch.rand(width)) if scaled else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -328,5 +326,3 @@ def network(name: str) -> tuple[nn.Module, Tensor]:
             module.running_mean.normal_(0, 0.3)
             module.running_var.uniform_(0.5, 2)
     return made, torch.randn(3, *shape)
-
-

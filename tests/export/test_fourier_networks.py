@@ -37,7 +37,9 @@ def test_every_target_takes_it_and_computes_what_torch_computes(name):
     assert not {"DFT", "STFT", "Col2Im"} & set(kinds(made))
     for chosen in TARGETS.values():
         graph = lowered(made, chosen)
-        assert [finding.message for finding in lint(graph, chosen) if finding.level == "error"] == []
+        assert [
+            finding.message for finding in lint(graph, chosen) if finding.level == "error"
+        ] == []
         if chosen.name in LOWERED:
             (found,) = run_onnxruntime(graph, {"x": x})
             assert np.linalg.norm(found - wanted) <= 1e-5 * np.linalg.norm(wanted)
@@ -107,7 +109,7 @@ def test_what_has_no_form_in_real_numbers_is_told_with_its_module():
 
 
 def test_a_complex_result_is_refused():
-    with pytest.raises(UnsupportedModelError, match="gives a complex tensor.*view_as_real"):
+    with pytest.raises(UnsupportedModelError, match=r"gives a complex tensor.*view_as_real"):
         graph_from_module(
             Complex(torch.fft.rfft), torch.randn(2, 8), input_name="x", output_names=["y"]
         )

@@ -155,7 +155,9 @@ def test_a_complex_product_between_transforms_needs_no_moves():
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-@pytest.mark.parametrize(("length", "hop", "samples"), [(16, 4, 100), (15, 7, 64), (512, 128, 4096)])
+@pytest.mark.parametrize(
+    ("length", "hop", "samples"), [(16, 4, 100), (15, 7, 64), (512, 128, 4096)]
+)
 def test_short_time_transforms(length, hop, samples, parts):
     window = np.hanning(length).astype(np.float32)
     made = graph(
@@ -205,7 +207,9 @@ def test_the_pair_is_put_together_where_something_else_reads_it():
 
 
 def test_a_graph_without_transforms_stays_as_it_is():
-    made = graph([node("Unsqueeze", "x last", "y")], [value("x", [3])], [value("y", [3, 1])], last=[-1])
+    made = graph(
+        [node("Unsqueeze", "x last", "y")], [value("x", [3])], [value("y", [3, 1])], last=[-1]
+    )
     before = made.SerializeToString()
     assert rewrite_transforms_(made) == 0
     assert made.SerializeToString() == before
@@ -261,7 +265,9 @@ def test_a_length_computed_from_a_fixed_shape_is_constant():
 
 def test_a_transform_inside_a_branch_is_refused():
     branches = {
-        name: helper.make_graph([node("DFT", "x", name, axis=1)], name, [], [value(name, [None] * 3)])
+        name: helper.make_graph(
+            [node("DFT", "x", name, axis=1)], name, [], [value(name, [None] * 3)]
+        )
         for name in ("then_branch", "else_branch")
     }
     made = graph(

@@ -102,5 +102,3 @@ def test_sizes_that_do_not_fit_are_told():
     state["blocks.1.0.filter.complex_weight"] = torch.zeros(5, 3, 16, 2)
     with pytest.raises(UnsupportedModelError, match="stage 1 has 5x3 frequencies"):
         infer(state)
-
-

@@ -20,11 +20,12 @@ LARGEST = 1 << 22  # values; nothing that is looked up here is larger
 DEEPEST = 64
 FREE = -(1 << 60)  # stands for a size that is not known, in what is computed of a shape
 MOVING = ("Concat", "Gather", "Identity", "Slice", "Squeeze", "Unsqueeze")  # may carry it along
-FOLDED = frozenset(
-    "Add Cast Concat ConstantOfShape Cos Div Equal Expand Floor Gather HannWindow HammingWindow "
-    "Identity Max Min Mod Mul Neg Not Pow Range Reciprocal ReduceProd ReduceSum Reshape Sin Slice "
-    "Sqrt Squeeze Sub Transpose Unsqueeze Where BlackmanWindow Pad".split()
-)
+FOLDED_NAMES = """
+    Add Cast Concat ConstantOfShape Cos Div Equal Expand Floor Gather HannWindow
+    HammingWindow Identity Max Min Mod Mul Neg Not Pow Range Reciprocal ReduceProd ReduceSum
+    Reshape Sin Slice Sqrt Squeeze Sub Transpose Unsqueeze Where BlackmanWindow Pad
+"""
+FOLDED = frozenset(FOLDED_NAMES.split())
 
 
 class Known:
@@ -73,7 +74,9 @@ class Known:
         values = {n: self._array(n, depth + 1) for n in node.input if n}
         if any(v is None or v.size > LARGEST for v in values.values()):
             return None
-        if node.op_type not in MOVING and any(map(_is_partly_free, values.values())):
+        if node.op_type not in MOVING and any(
+            _is_partly_free(v) for v in values.values() if v is not None
+        ):
             return None
         return self._run(node, name, values)
 

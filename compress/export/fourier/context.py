@@ -75,9 +75,7 @@ class Context:
     def _written(self, view: View, name: str) -> str:
         if view.form is Form.PAIR:
             at = view.at or 0
-            parts = [
-                self.writer.unsqueezed(self.part(view, which), at, "part") for which in (0, 1)
-            ]
+            parts = [self.writer.unsqueezed(self.part(view, which), at, "part") for which in (0, 1)]
             return self.writer.concatenated(parts, at, "pair", output=name)
         part = self.part(view, view.component)
         if view.at is None:

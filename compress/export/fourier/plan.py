@@ -175,5 +175,3 @@ def _convolution_cost(demand: _Demand) -> float:
     )
     between = 20 * NANOSECONDS_PER_VALUE * m * demand.signals
     return 2 * _split_cost(whole, *factors) + between
-
-

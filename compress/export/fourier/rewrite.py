@@ -1,4 +1,4 @@
-"""The pass: walk a graph once, keep complex tensors unwritten as long as it goes, write the rest."""
+"""The pass: walk a graph once, and write complex tensors as late and as little as it goes."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING

@@ -134,7 +134,9 @@ def pad(context: Context, node: "onnx.NodeProto") -> bool:
     value = context.known.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
     if view is None or pads is None or attributes.get("mode", b"constant") != b"constant":
         return False
-    if (len(node.input) > 2 and node.input[2] and value is None) or (value is not None and value.any()):
+    if (len(node.input) > 2 and node.input[2] and value is None) or (
+        value is not None and value.any()
+    ):
         return False
     axes = list(range(view.rank))
     if len(node.input) > 3 and node.input[3]:
@@ -203,7 +205,7 @@ def _started(context: Context, node: "onnx.NodeProto") -> View | None:
 
 
 def _stop(stop: int, step: int) -> int | None:
-    """Return the end of a slice as Python has it: ONNX says "before the first" by a very small one."""
+    """Return the end of a slice as Python has it; ONNX says None by a very small number."""
     return None if step < 0 and stop < -(1 << 30) else stop
 
 
@@ -249,10 +251,10 @@ def _paired(context: Context, node: "onnx.NodeProto", first: View) -> bool:
     if any(view is not None and view.form is Form.PAIR for view in views):
         return False
     real, imaginary = views
-    if real and imaginary and real.wave == imaginary.wave:
-        if (real.form, imaginary.form) == (Form.REAL, Form.IMAGINARY):
-            context.show(node.output[0], real.wave, Form.PAIR, first.at)
-            return True
+    both = real is not None and imaginary is not None and real.wave == imaginary.wave
+    if both and real.form is Form.REAL and imaginary.form is Form.IMAGINARY:  # type: ignore[union-attr]
+        context.show(node.output[0], real.wave, Form.PAIR, first.at)  # type: ignore[union-attr]
+        return True
     if real and imaginary and _moved_alike(real, imaginary):
         wave = replace(real.wave, imaginary=imaginary.wave.real)
         context.show(node.output[0], wave, Form.PAIR, first.at)

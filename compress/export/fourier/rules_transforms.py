@@ -89,9 +89,7 @@ def _complex(context: Context, name: str) -> Wave:
     return Wave(real=parts[0], imaginary=parts[1], base=shape[:-1])
 
 
-def _axis(
-    context: Context, node: "onnx.NodeProto", attributes: dict[str, Any], rank: int
-) -> int:
+def _axis(context: Context, node: "onnx.NodeProto", attributes: dict[str, Any], rank: int) -> int:
     """Return the axis of a DFT, from the front."""
     axis: int | None = attributes.get("axis", 1)  # opset 17
     if "axis" not in attributes and context.writer.opset >= 20:
@@ -116,7 +114,9 @@ def _dft_length(context: Context, node: "onnx.NodeProto", n: int | None, *, half
     if not name and n is not None:
         length = 2 * (n - 1) if half else n
     if length is None or length < 1:
-        what = f"its length {name} is computed" if name else "the length of its axis is not constant"
+        what = (
+            f"its length {name} is computed" if name else "the length of its axis is not constant"
+        )
         what = what if length is None else f"its length is {length}"
         raise context.writer.fail(what, remedy=INVERSE_WAY_OUT)
     return length
@@ -183,4 +183,3 @@ def _convolved(
         found = writer.emit("Conv", [x, weight], shape, "bins", strides=[hop])
         parts.append(writer.transpose(found, [0, 2, 1], "frames"))
     return Wave(real=parts[0], imaginary=parts[1], base=writer.shape(parts[0]))
-

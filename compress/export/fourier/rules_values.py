@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = ["ELEMENTWISE", "elementwise", "norm", "overlap_added"]
 
-ELEMENTWISE = frozenset(
-    "Abs Add Cast Ceil Clip Cos Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid "
-    "HardSwish LeakyRelu Less LessOrEqual Log Max Min Mish Mul Neg Not And Or Pow Reciprocal Relu "
-    "Round Selu Shrink Sigmoid Sign Sin Softplus Softsign Sqrt Sub Tanh ThresholdedRelu Where Xor "
-    "IsNaN Mod".split()
-)
+ELEMENTWISE_NAMES = """
+    Abs Add Cast Ceil Clip Cos Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual
+    HardSigmoid HardSwish LeakyRelu Less LessOrEqual Log Max Min Mish Mul Neg Not And Or Pow
+    Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Softplus Softsign Sqrt Sub Tanh
+    ThresholdedRelu Where Xor IsNaN Mod
+"""
+ELEMENTWISE = frozenset(ELEMENTWISE_NAMES.split())
 
 
 def elementwise(context: Context, node: "onnx.NodeProto") -> bool:
@@ -136,7 +137,9 @@ def _added(context: Context, view: View, hop: int) -> str:
         weight = writer.constant(kernel.astype(writer.dtype(part)), "kernel")
         batch, _, count = writer.shape(part)
         length = None if count is None else (count - 1) * hop + kernel.shape[2]
-        term = writer.emit("ConvTranspose", [part, weight], (batch, 1, length), "added", strides=[hop])
+        term = writer.emit(
+            "ConvTranspose", [part, weight], (batch, 1, length), "added", strides=[hop]
+        )
         total = term if total is None else writer.add(total, term, "sum")
     if total is None:
         raise writer.fail("the frames are zero")

@@ -54,7 +54,9 @@ class _Long:
         """Write parts with other sizes in place of `over` axes."""
         shape = self.writer.shape(_some(parts))
         new = (*shape[: self.axis], *sizes, *shape[self.axis + over :])
-        real, imaginary = (None if p is None else self.writer.reshape(p, new, "grid") for p in parts)
+        real, imaginary = (
+            None if p is None else self.writer.reshape(p, new, "grid") for p in parts
+        )
         return real, imaginary
 
     def exchanged(self, parts: Parts) -> Parts:
@@ -80,7 +82,9 @@ class _Long:
         wave = Wave(real=parts[0], imaginary=parts[1], base=base)
         return self.products.parts(wave.after(self.axis + offset, *factors))
 
-    def times(self, parts: Parts, values: NDArray[np.complex128], *, only_real: bool = False) -> Parts:
+    def times(
+        self, parts: Parts, values: NDArray[np.complex128], *, only_real: bool = False
+    ) -> Parts:
         """Write parts times complex constants, which stand on the axes from the axis on."""
         behind = len(self.writer.shape(_some(parts))) - self.axis - values.ndim
         values = values.reshape(*values.shape, *[1] * behind)

@@ -100,7 +100,9 @@ class Writer:
             return self._made[key]
         name = output or self._name(label)
         node_name = self._name(label) if output else name
-        self.nodes.append(self.helper.make_node(kind, list(inputs), [name], node_name, **attributes))
+        self.nodes.append(
+            self.helper.make_node(kind, list(inputs), [name], node_name, **attributes)
+        )
         if shape is not None:
             self.facts.shapes[name] = shape
         self.facts.types[name] = self.facts.types.get(like or inputs[0], "float32")

@@ -1,9 +1,9 @@
 """A network whose complex tensors are pairs of real ones.
 
-torch's exporter knows few operators on complex tensors: it fails at a complex einsum, at a slice that
-is assigned to, at a number with an imaginary part. So a network that holds complex tensors is traced
-to the operators of torch, these are run once more with `Pair` in place of every complex tensor, and
-that run is what is exported. A network without complex tensors is left alone.
+torch's exporter knows few operators on complex tensors: it fails at a complex einsum, at a slice
+that is assigned to, at a number with an imaginary part. So a network that holds complex tensors is
+traced to the operators of torch, these are run once more with `Pair` in place of every complex
+tensor, and that run is what is exported. A network without complex tensors is left alone.
 """
 
 from typing import Any
@@ -104,7 +104,8 @@ class RealForm(nn.Module):
             return self.constant(str(node.target))
         if node.op != "call_function":
             raise NotImplementedError("an inverse short-time transform with a computed window")
-        args, kwargs = (fx.map_arg(given, self._value) for given in (node.args, node.kwargs))
+        args: Any = fx.map_arg(node.args, self._value)
+        kwargs: Any = fx.map_arg(node.kwargs, self._value)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
 

@@ -1,7 +1,7 @@
 """What the operators of torch do to pairs.
 
-Moves are done on each part; sums and products are written out. Every rule takes the arguments of the
-operator, complex tensors among them being `Pair`, and returns what the operator would.
+Moves are done on each part; sums and products are written out. Every rule takes the arguments of
+the operator, complex tensors among them being `Pair`, and returns what the operator would.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,13 +19,15 @@ aten = torch.ops.aten
 Rule = Callable[..., Any]
 
 # Done on real and imaginary part alike, with the same other arguments.
-MOVES = frozenset(
-    "_unsafe_view alias cat clone constant_pad_nd contiguous detach diagonal expand expand_as "
-    "flatten flip gather index index_select masked_fill mean mH movedim narrow neg pad permute "
-    "repeat reshape roll rot90 select slice split split_with_sizes squeeze stack sum t tile "
-    "transpose unbind unflatten unfold unsafe_split unsqueeze view where chunk lift_fresh_copy "
-    "lift_fresh broadcast_to swapaxes tril triu cumsum select_scatter new_zeros zeros_like".split()
-)
+MOVES_NAMES = """
+    _unsafe_view alias cat clone constant_pad_nd contiguous detach diagonal expand expand_as
+    flatten flip gather index index_select masked_fill mean mH movedim narrow neg pad
+    permute repeat reshape roll rot90 select slice split split_with_sizes squeeze stack sum
+    t tile transpose unbind unflatten unfold unsafe_split unsqueeze view where chunk
+    lift_fresh_copy lift_fresh broadcast_to swapaxes tril triu cumsum select_scatter
+    new_zeros zeros_like
+"""
+MOVES = frozenset(MOVES_NAMES.split())
 
 
 def _parts(x: Any) -> tuple[Any, Any]:
@@ -58,7 +60,8 @@ def _mul(a: Any, b: Any) -> Pair:
     ar = None if not isinstance(ar, Tensor) and ar == 0 else ar  # as of 1j
     br = None if not isinstance(br, Tensor) and br == 0 else br
     if ar is None or br is None:
-        (xr, xi), factor = ((br, bi), ai) if ar is None else ((ar, ai), bi)
+        xr: Any = br if ar is None else ar
+        xi, factor = (bi, ai) if ar is None else (ai, bi)
         real = torch.zeros_like(xr) if xi is None else -(xi * factor)
         return Pair(real, xr * factor)
     return _product(Pair(ar, ai), Pair(br, bi), lambda x, y: x * y)
@@ -132,7 +135,8 @@ def _einsum(equation: str, operands: Sequence[Any], **_: Any) -> Pair:
         return on_each_part(aten.einsum.default, equation, [operands[0]])
     if len(operands) > 2:
         raise NotImplementedError(f"an einsum of {len(operands)} complex tensors")
-    return _product(*operands, lambda a, b: torch.einsum(equation, a, b))
+    left, right = operands
+    return _product(left, right, lambda a, b: torch.einsum(equation, a, b))
 
 
 def on_each_part(operator: Any, *args: Any, **kwargs: Any) -> Any:

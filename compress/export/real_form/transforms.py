@@ -1,7 +1,7 @@
 """Transforms of pairs, written as the DFT and STFT of ONNX, which `compress.export.fourier` lowers.
 
-torch's normalisations are numbers: 0 does nothing, 1 divides by √n, 2 divides by n, n the product of
-all lengths. ONNX divides an inverse transform by its length itself.
+torch's normalisations are numbers: 0 does nothing, 1 divides by √n, 2 divides by n, n the product
+of all lengths. ONNX divides an inverse transform by its length itself.
 """
 
 import math
@@ -20,13 +20,21 @@ __all__ = ["InverseFraming", "complex_to_complex", "complex_to_real", "inverse_f
 __all__ += ["inverse_short_time", "overlap_envelope", "real_to_complex", "short_time"]
 
 OPSET = 18  # that the nodes are written in
-ISTFT_ARGUMENTS = ("x", "n_fft", "hop_length", "win_length", "window", "center", "normalized")
-ISTFT_ARGUMENTS += ("onesided", "length", "return_complex")
+ISTFT_ARGUMENTS = (
+    "x",
+    "n_fft",
+    "hop_length",
+    "win_length",
+    "window",
+    "center",
+    "normalized",
+    "onesided",
+    "length",
+    "return_complex",
+)
 
 
-def complex_to_complex(
-    x: Pair, axes: Sequence[int], normalisation: int, forward: bool
-) -> Pair:
+def complex_to_complex(x: Pair, axes: Sequence[int], normalisation: int, forward: bool) -> Pair:
     """Return what `aten._fft_c2c` does."""
     count = math.prod(int(x.shape[axis]) for axis in axes)
     for axis in axes:
@@ -34,9 +42,7 @@ def complex_to_complex(
     return _scaled(x, _factor(normalisation, count) * (1 if forward else count))
 
 
-def real_to_complex(
-    x: Tensor, axes: Sequence[int], normalisation: int, onesided: bool
-) -> Pair:
+def real_to_complex(x: Tensor, axes: Sequence[int], normalisation: int, onesided: bool) -> Pair:
     """Return what `aten._fft_r2c` does: the last axis first, halved if `onesided`."""
     count = math.prod(int(x.shape[axis]) for axis in axes)
     found = _dft(Pair(x), axes[-1], inverse=False, onesided=onesided)
@@ -45,9 +51,7 @@ def real_to_complex(
     return _scaled(found, _factor(normalisation, count))
 
 
-def complex_to_real(
-    x: Pair, axes: Sequence[int], normalisation: int, length: int
-) -> Tensor:
+def complex_to_real(x: Pair, axes: Sequence[int], normalisation: int, length: int) -> Tensor:
     """Return what `aten._fft_c2r` does: the last axis last, from a half spectrum."""
     count = length * math.prod(int(x.shape[axis]) for axis in axes[:-1])
     for axis in axes[:-1]:
@@ -85,8 +89,8 @@ def short_time(
     if align_to_window:
         raise NotImplementedError("a short-time transform aligned to its window")
     if signal.dim() == 1:
-        found = short_time(signal[None], n_fft, hop_length, win_length, window, normalized, onesided)
-        return Pair(found.real[0], found.whole_imaginary[0])
+        one = short_time(signal[None], n_fft, hop_length, win_length, window, normalized, onesided)
+        return Pair(one.real[0], one.whole_imaginary[0])
     hop = hop_length or n_fft // 4
     whole = torch.ones(win_length or n_fft) if window is None else window
     bins = n_fft // 2 + 1 if onesided is not False else n_fft

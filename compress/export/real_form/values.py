@@ -1,8 +1,9 @@
 """Complex tensors as pairs of real ones, while a network is traced.
 
-`Pair` is a complex tensor, `Stacked` its view as real numbers, and `Placed` one that is zero but for
-some blocks: neural operators fill an empty spectrum with the low frequencies that they keep. Blocks
-are not copied into zeros until they must be, so that a transform behind them can leave the zeros out.
+`Pair` is a complex tensor, `Stacked` its view as real numbers, and `Placed` one that is zero but
+for some blocks: neural operators fill an empty spectrum with the low frequencies that they keep.
+Blocks are not copied into zeros until they must be, so that a transform behind them can leave the
+zeros out.
 """
 
 from collections.abc import Sequence
