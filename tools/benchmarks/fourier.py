@@ -120,7 +120,7 @@ def _case(
         by_torch = partial(torch.fft.irfftn, spectrum, s=grid, dim=axes)
     else:
         feed, by_torch = {"whole": x.numpy()}, partial(torch.fft.rfftn, x, dim=axes)
-    runners = [_runner(lowered, feed), _runner(original, feed), by_torch]
+    runners: list[Callable[[], Any]] = [_runner(lowered, feed), _runner(original, feed), by_torch]
     _check(runners[0](), x, spectrum, inverse)
     ours, ort, own = fastest(runners, seconds)
     name = f"{'inverse' if inverse else 'forward'} {signals}x{'x'.join(map(str, grid))}"

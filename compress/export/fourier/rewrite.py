@@ -114,10 +114,11 @@ def _keep(context: Context, node: "onnx.NodeProto") -> None:
 
 def _name_outputs_(context: Context, graph: "onnx.GraphProto") -> None:
     """Let the last nodes give what the graph gives, under its names."""
-    made = {name for node in context.writer.nodes for name in node.output}
+    written = {output.name: context.tensor(output.name) for output in graph.output}
+    made = {name for node in context.writer.nodes for name in node.output} - set(written)
     renamed: dict[str, str] = {}
     for output in graph.output:
-        found = context.tensor(output.name)
+        found = written[output.name]
         if found == output.name:
             continue
         if found in made and found not in renamed:

@@ -73,7 +73,7 @@ class RealForm(nn.Module):
         found: Any = self.traced
         for part in target.split("."):
             found = getattr(found, part)
-        return found  # type: ignore[no-any-return]
+        return found
 
     def _divide_(self, target: str, tensor: Tensor) -> None:
         """Store a complex parameter as two real ones."""
