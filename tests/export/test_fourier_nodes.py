@@ -111,7 +111,14 @@ def test_low_frequencies_cost_what_they_are():
         made.graph.initializer.append(helper.make_tensor(name, INT64, [1], n))
     x = RNG.normal(size=(2, 2048, 1)).astype(np.float32)
     made = rewritten(made)
-    assert sorted(kinds(made)) == ["Concat", "MatMul", "MatMul", "Squeeze", "Unsqueeze", "Unsqueeze"]
+    assert sorted(kinds(made)) == [
+        "Concat",
+        "MatMul",
+        "MatMul",
+        "Squeeze",
+        "Unsqueeze",
+        "Unsqueeze",
+    ]
     assert_close(run_onnxruntime(made, {"x": x})[0], expected(x, 1, onesided=1)[:, :16])
 
 
@@ -218,7 +225,9 @@ def test_parts_that_the_graph_gives_cost_a_product_each():
     made = rewritten(made)
     assert kinds(made) == ["MatMul", "MatMul"]
     x = RNG.normal(size=(2, 8)).astype(np.float32)
-    assert_close(np.stack(run_onnxruntime(made, {"x": x}), -1), expected(x[..., None], 1, onesided=1))
+    assert_close(
+        np.stack(run_onnxruntime(made, {"x": x}), -1), expected(x[..., None], 1, onesided=1)
+    )
 
 
 def test_a_graph_without_transforms_stays_as_it_is():

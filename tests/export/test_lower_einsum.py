@@ -54,12 +54,12 @@ def test_any_product_of_two_tensors_is_what_numpy_computes(data):
     np.testing.assert_allclose(found, np.einsum(equation, *arrays), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("equation", ["...bi,bio->...bo", "...i,io", "ab...,...->ab"])
+@pytest.mark.parametrize("equation", ["...bi,bio->...bo", "...i,io", "ab...,...->ab..."])
 def test_ellipses_and_results_that_are_not_named(equation):
     shapes = {
         "...bi,bio->...bo": ((2, 3, 4, 5), (4, 5, 6)),
         "...i,io": ((2, 3, 5), (5, 4)),
-        "ab...,...->ab": ((2, 3, 4, 5), (4, 5)),
+        "ab...,...->ab...": ((2, 3, 4, 5), (4, 5)),
     }
     arrays = [np.random.default_rng(i).normal(size=s) for i, s in enumerate(shapes[equation])]
     arrays = [array.astype(np.float32) for array in arrays]
