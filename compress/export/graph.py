@@ -100,8 +100,8 @@ def told_whole(err: BaseException) -> str:
 
 def _in_real_numbers(module: nn.Module, example: Tensor, shapes: Any) -> Any:
     """Return the module traced, with pairs in place of complex tensors where it has such."""
-    frozen = copy.deepcopy(module).requires_grad_(False)
     try:
+        frozen = copy.deepcopy(module).requires_grad_(False)
         program = torch.export.export(frozen, (example,), dynamic_shapes=shapes, strict=False)
     except Exception as err:  # the exporter itself has more ways to trace, and tells what is wrong
         logger.info("not traced for complex tensors: %s", err)

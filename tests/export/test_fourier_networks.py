@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from compress.errors import UnsupportedModelError
+from compress.export.deployed_form import deployed_form
 from compress.export.graph import graph_from_module, told_whole
 from compress.export.lint import lint
 from compress.export.lowering import lowered
 from compress.export.targets import TARGETS
+from compress.models.gfnet_pyramid import gfnet_h
+from compress.models.global_filter import GlobalFilter, MatrixFilter
 from tests.export.fourier_networks import NETWORKS, network
 from tests.export.real_parser import VERSIONS, build
 from tests.export.small_graphs import kinds, run_onnxruntime
@@ -64,6 +67,14 @@ def test_a_neural_operator_computes_low_frequencies_alone():
     shapes = {tuple(sorted(tensor.dims)) for tensor in made.graph.initializer}
     assert (6, 40) in shapes
     assert (21, 40) not in shapes
+
+
+def test_filters_of_large_grids_are_left_to_the_pass():
+    """By hand a grid of 56x56 takes four matrices of five million entries, along the axes 3136."""
+    model = gfnet_h("gfnet_h_ti", image_size=96, depths=[1, 1], widths=[4, 8], num_classes=3)
+    twin = deployed_form(model)
+    assert isinstance(twin.blocks[0][0].filter, GlobalFilter)
+    assert isinstance(twin.blocks[1][0].filter, MatrixFilter)
 
 
 class Complex(torch.nn.Module):

@@ -7,14 +7,15 @@ some longer, smooth length (Bluestein, 1970). What they cost in time was measure
 crossing any of them will do.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from compress.export.fourier.axis_map import AxisMap, Dft, Part, Rows
 
 __all__ = ["bins_read", "form_of", "merges", "smooth_length", "split", "to_real_signal"]
 
-NANOSECONDS_PER_MAC = 1 / 25
+# By the shorter side of the matrix, up to which it holds: small products are not worth their setup.
+NANOSECONDS_PER_MAC = ((32, 1 / 20), (100, 1 / 25), (1 << 62, 1 / 33))
 NANOSECONDS_PER_WEIGHT = 0.2  # a matrix is read from memory once for all signals
 NANOSECONDS_PER_VALUE = 0.35  # of one elementwise operation, and of a transpose
 NANOSECONDS_PER_PRODUCT = 250.0  # of each of many small ones in one node
@@ -133,28 +134,30 @@ def _cheapest(demand: _Demand) -> tuple[float, str]:
 
 def _direct_cost(demand: _Demand) -> float:
     weights = demand.taken * demand.given
+    shorter = min(demand.taken, demand.given)
+    per_mac = next(cost for side, cost in NANOSECONDS_PER_MAC if shorter <= side)
     return demand.blocks * (
-        weights * demand.signals * NANOSECONDS_PER_MAC
-        + weights * NANOSECONDS_PER_WEIGHT
-        + NANOSECONDS_PER_NODE
+        weights * demand.signals * per_mac + weights * NANOSECONDS_PER_WEIGHT + NANOSECONDS_PER_NODE
     )
 
 
 def _split_cost(demand: _Demand, n1: int, n2: int) -> float:
-    real = demand.real_in or demand.real_out
-    bins = -(-min(demand.given, demand.taken) // n1) if real else n2
+    """Cost of N1 points for every n2, then N2 points for every k1; backwards to a real signal."""
+    taken, given = demand.taken, demand.given
+    if demand.real_out and not demand.real_in:
+        taken, given = given, taken
     first = _Demand(
         length=n1,
-        taken=n1,
+        taken=-(-taken // n2),
         given=n1,
         signals=demand.signals * n2,
-        real_in=real,
+        real_in=demand.real_in or demand.real_out,
         real_out=False,
     )
     second = _Demand(
         length=n2,
         taken=n2,
-        given=bins,
+        given=-(-given // n1),
         signals=demand.signals * n1,
         real_in=False,
         real_out=False,
@@ -170,8 +173,14 @@ def _convolution_cost(demand: _Demand) -> float:
     factors = split(m)
     if factors is None:
         return float("inf")
-    whole = _Demand(
-        length=m, taken=m, given=m, signals=demand.signals, real_in=False, real_out=False
+    there = _Demand(
+        length=m,
+        taken=demand.taken,
+        given=m,
+        signals=demand.signals,
+        real_in=False,
+        real_out=False,
     )
+    back = replace(there, taken=m, given=demand.given)
     between = 20 * NANOSECONDS_PER_VALUE * m * demand.signals
-    return 2 * _split_cost(whole, *factors) + between
+    return _split_cost(there, *factors) + _split_cost(back, *factors) + between
