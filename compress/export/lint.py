@@ -312,7 +312,7 @@ def _listed(names: frozenset[str]) -> str:
 
 def _advice_on_type(dtype: str) -> str:
     if dtype.startswith("complex"):
-        return "; lower the graph (python -m compress.lower), or export the network with compress"
+        return "; export the network with compress, which writes complex tensors as real products"
     if dtype == "float64":
         return " and would take it for float32 without a word; keep the network in float32"
     return "; change the layer in the network"

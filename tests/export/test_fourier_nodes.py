@@ -86,6 +86,17 @@ def test_any_transform_is_what_numpy_computes(data):
     assert_close(run_reference(made, {"x": x})[0], expected(x, axis, **options))
 
 
+@pytest.mark.parametrize(("dtype", "bar"), [(np.float16, 3e-3), (np.float64, 1e-12)])
+def test_transforms_stay_in_the_type_of_the_graph(dtype, bar):
+    made = dft((2, 48, 2), 1)
+    for item in (made.graph.input[0], made.graph.output[0]):
+        item.type.tensor_type.elem_type = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    x = RNG.normal(size=(2, 48, 2)).astype(dtype)
+    (found,) = run_reference(rewritten(made), {"x": x})
+    assert found.dtype == dtype
+    assert_close(found.astype(np.float64), expected(x, 1), bar)
+
+
 LONG = [(2048, 0, 1), (2048, 1, 1), (1800, 0, 0), (1021, 0, 1), (1021, 1, 1), (1021, 1, 0)]
 
 
