@@ -19,7 +19,7 @@ from compress.errors import UnsupportedModelError, UserInputError
 from compress.models.channels import ChannelGroup, TensorSlice
 from compress.models.frequencies import real_frequencies
 from compress.models.gfnet_block import Block, MeanTokens, PatchEmbed
-from compress.models.gfnet_config import check_config, check_frequencies, check_grid
+from compress.models.gfnet_config import check_config, check_frequencies, check_grid, check_image
 from compress.models.gfnet_layout import DISTIL_TOKENS, infer_gfnet_config, token_grid
 
 __all__ = ["GFNET_VARIANTS", "GFNet", "gfnet", "hidden_group", "initialised"]
@@ -144,13 +144,8 @@ class GFNet(nn.Module):
         Raises:
             UserInputError: the image is not of the size that the network is built for.
         """
-        height, width = self.config["image_size"]
-        if tuple(image.shape[-2:]) != (height, width):
-            raise UserInputError(
-                f"the image is {image.shape[-2]}x{image.shape[-1]}; this network is built for "
-                f"{height}x{width}, so resize the image, or the network with "
-                "compress.models.gfnet_resize.resized"
-            )
+        remedy = "resize the image, or the network with compress.models.gfnet_resize.resized"
+        check_image(image, self.config["image_size"], remedy)
         x = self.patch_embed(image)
         if self.config["distilled"]:
             extra = torch.cat((self.cls_token, self.dist_token), dim=1)

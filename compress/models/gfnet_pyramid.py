@@ -20,7 +20,7 @@ from compress.errors import UnsupportedModelError, UserInputError
 from compress.models.channels import ChannelGroup
 from compress.models.gfnet import hidden_group, initialised
 from compress.models.gfnet_block import Block, MeanTokens, PatchEmbed
-from compress.models.gfnet_config import check_config
+from compress.models.gfnet_config import check_config, check_image
 from compress.models.gfnet_layout import numbered, shape_of
 
 __all__ = ["GFNET_H_VARIANTS", "GFNetPyramid", "gfnet_h"]
@@ -137,12 +137,7 @@ class GFNetPyramid(nn.Module):
         Raises:
             UserInputError: the image is not of the size that the network is built for.
         """
-        height, width = self.config["image_size"]
-        if tuple(image.shape[-2:]) != (height, width):
-            raise UserInputError(
-                f"the image is {image.shape[-2]}x{image.shape[-1]}; this network is built for "
-                f"{height}x{width}, so resize the image"
-            )
+        check_image(image, self.config["image_size"], "resize the image")
         x = self.blocks[0](self.patch_embed[0](image) + self.pos_embed)
         for (grid, _), embed, stage in zip(
             pairwise(self.grids), self.patch_embed[1:], self.blocks[1:], strict=True
