@@ -16,6 +16,7 @@ from compress.export.export_job import ExportJob, export_checkpoint
 from compress.export.onnx_file import onnx_from_module
 from compress.files import replacing, write_json
 from compress.models.early_exit import GFNetDynn, with_exits
+from compress.models.outputs import logits_of
 from compress.optional import require
 from compress.recipe.engine import Context
 from compress.recipe.networks import network_of, opening_of
@@ -137,7 +138,7 @@ def _torch_decisions(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Exits and classes that torch gives image by image, at the thresholds of a bundle."""
     if manifest.exits == 0:
-        classes = torch.cat([model(image).argmax(1) for image in images.split(1)])
+        classes = torch.cat([logits_of(model(image)).argmax(1) for image in images.split(1)])
         return np.zeros(len(images), dtype=np.int64), classes.numpy()
     if not isinstance(model, GFNetDynn):
         raise TypeError(f"{type(model).__name__} has no exits, the bundle has {manifest.exits}")
