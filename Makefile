@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
-.PHONY: run test test-slow lint clean
+.PHONY: run test test-slow fuzz lint clean
 
 run: $(READY)
 	$(BIN)/python -m compress run recipes/quickstart.yaml
@@ -16,6 +16,9 @@ test-slow: $(READY)
 	$(BIN)/python tools/tensorrt_fixtures.py
 	$(BIN)/python tools/browser_fixture.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist worksteal
+
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python tools/fuzz.py --cases 2000
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ import importlib
 import sys
 
 VERBS = {
+    "adopt": "make a checkpoint describe its images and classes",
     "benchmark": "latency, memory, operations and energy, side by side",
     "build_engines": "build the TensorRT engines of a bundle, on its device",
     "dispatch": "classify images with a bundle",

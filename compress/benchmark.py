@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from compress.cli import HelpFormatter, add_common_options, parse_numbers, print_report, run_door
+from compress.door_options import add_data, add_opening, cache_of, opening_of
 
 __all__ = ["main"]
 
@@ -30,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     words = "checkpoint file, or folder of a bundle; several are timed in turn"
     add("subjects", type=Path, nargs="+", metavar="NETWORK", help=words)
-    add("--data", required=True, metavar="SPEC", help="digits, cifar10:DIR or folder:DIR")
+    add_data(parser, required=True)
     words = "images of the test split to time, spread evenly over it"
     add("--images", type=int, default=64, metavar="N", help=words)
     add("--batch", metavar="SIZES", help="batch sizes to time besides 1, such as 8,32")
@@ -40,16 +41,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--threshold", metavar="T", help=words)
     words = "blocks whose exits are deployed, of a checkpoint, such as 7,8,9 (all)"
     add("--exits", metavar="BLOCKS", help=words)
-    words = "blocks behind which the heads of a foreign checkpoint stand, such as 7,8,9"
-    add("--head-positions", metavar="BLOCKS", help=words)
     words = "that each network runs in each measurement; 10 or more for energy"
     add("--seconds", type=float, default=10.0, metavar="S", help=words)
     add("--threads", type=int, metavar="N", help="inside an operation (as many as torch takes)")
     add("--device", default="cpu", help="where checkpoints run, such as cpu or cuda")
     words = "that runs bundles: auto, onnxruntime or tensorrt"
     add("--backend", default="auto", metavar="NAME", help=words)
-    words = "side in pixels, to which a GFNet is resampled (the one that it was trained at)"
-    add("--image-size", type=int, metavar="PIXELS", help=words)
     add("--no-profile", action="store_true", help="do not time operations and segments")
     words = "also time the operators of bundles by ONNX Runtime's profiler"
     add("--profile-operators", action="store_true", help=words)
@@ -67,8 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--save-profile", type=Path, metavar="FILE", help=words)
     add("--force", action="store_true", help="replace existing files")
     add("--seed", type=int, default=0, help="of the split of the data")
-    add("--model", metavar="MODULE:FACTORY", help="function that builds a network of your own")
-    add("--unsafe-pickle", action="store_true", help="read pickled modules; runs the file's code")
+    words = "where a checkpoint does not record it; a GFNet is resampled to any other"
+    add_opening(parser, size=words)
     add_common_options(parser)
     return parser
 
@@ -77,14 +74,13 @@ def _work(options: argparse.Namespace) -> int:
     batches = parse_numbers(options.batch, "--batch", int)
     thresholds = parse_numbers(options.threshold, "--threshold", float)
     exits = parse_numbers(options.exits, "--exits", int)
-    heads = parse_numbers(options.head_positions, "--head-positions", int)
     from compress.export.benchmark_job import BenchmarkJob, SubjectSpec, benchmark
     from compress.training.processes import resolve_device
 
     report = benchmark(
         BenchmarkJob(
             subjects=tuple(
-                SubjectSpec(path=path, thresholds=thresholds, exits=exits, head_positions=heads)
+                SubjectSpec(path=path, thresholds=thresholds, exits=exits)
                 for path in options.subjects
             ),
             data=options.data,
@@ -95,7 +91,7 @@ def _work(options: argparse.Namespace) -> int:
             threads=options.threads,
             device=str(resolve_device(options.device)),
             backend=None if options.backend == "auto" else options.backend,
-            image_size=options.image_size,
+            opening=opening_of(options),
             profile=not options.no_profile,
             operators=options.profile_operators,
             memory=not options.no_memory,
@@ -105,9 +101,8 @@ def _work(options: argparse.Namespace) -> int:
             predict=options.predict,
             save_profile=options.save_profile,
             force=options.force,
-            factory=options.model,
-            unsafe_pickle=options.unsafe_pickle,
             seed=options.seed,
+            cache=cache_of(options),
             progress=not options.quiet,
         )
     )

@@ -1,6 +1,7 @@
 """What every door (`python -m compress.<verb>`) shares: common options, error to exit code, output.
 
 Results go to stdout, progress and notes to stderr. `--json` prints exactly one object on stdout.
+What a console has no character for is shown as "?", and never an error after the work is done.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import os
 import sys
 from typing import Any, Callable, List, Optional, Tuple
 
-from compress.errors import CompressError, ToolchainError, UserInputError
+from compress.errors import CompressError, ToolchainError, UserInputError, disk_error
 
 __all__ = [
     "HelpFormatter",
@@ -19,6 +20,7 @@ __all__ = [
     "parse_numbers",
     "print_json",
     "print_report",
+    "printable",
     "run_door",
 ]
 
@@ -72,12 +74,14 @@ def run_door(
     Returns:
         What `work` returned (None counts as 0), or the exit code of the error.
     """
+    for stream in (sys.stdout, sys.stderr):  # before anything is printed, the help too
+        _replace_unknown_characters(stream)
     options = parser.parse_args(argv)
     _set_up_logging(options)
     try:
         return work(options) or 0
     except CompressError as err:
-        print(f"{parser.prog}: error: {err}", file=sys.stderr)
+        print(f"{parser.prog}: error: {printable(str(err))}", file=sys.stderr)
         return err.exit_code
     except ModuleNotFoundError as err:
         missing = (err.name or "").partition(".")[0]
@@ -95,11 +99,39 @@ def run_door(
     except BrokenPipeError:  # the reader of a pipe went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as err:  # the last resort: what writes files tells more
+        told = disk_error(err, err.filename)
+        if told is None:
+            raise
+        print(f"{parser.prog}: error: {told}", file=sys.stderr)
+        return told.exit_code
+
+
+def printable(text: str) -> str:
+    r"""Return text in which what a terminal would obey is escaped, such as names of a stranger.
+
+    >>> print(printable("a" + chr(27) + "[2J"))
+    a\x1b[2J
+    """
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def print_json(value: Any) -> None:
     """Print one JSON object on stdout. NaN and infinity are refused: they are not JSON."""
     print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def _replace_unknown_characters(stream: Any) -> None:
+    """Let a stream show "?" where its encoding has no such character.
+
+    `surrogateescape` stays where all but halves of characters can be encoded: it gives names of
+    files back byte by byte.
+    """
+    if not hasattr(stream, "reconfigure"):  # it was replaced, as tests and notebooks do
+        return
+    is_unicode = (stream.encoding or "").lower().replace("-", "") in ("utf8", "utf16", "utf32")
+    if stream.errors == "strict" or (stream.errors == "surrogateescape" and not is_unicode):
+        stream.reconfigure(errors="replace")
 
 
 def _set_up_logging(options: argparse.Namespace) -> None:

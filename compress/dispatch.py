@@ -11,10 +11,14 @@ from compress.cli import HelpFormatter, add_common_options, one_or_each, parse_n
 from compress.errors import UserInputError
 from compress.runtime.backends import BACKENDS
 from compress.runtime.dispatcher import Dispatcher
+from compress.runtime.first_call import FIRST_CALL_SECONDS
+from compress.runtime.onnxruntime_session import PROVIDERS
 from compress.runtime.pictures import ARRAY_SUFFIX, readings
 from compress.runtime.stream import Tally, find_pictures, predictions, prefetched
 
 __all__ = ["main"]
+
+LARGEST = 1 << 12  # threads, or images at a time
 
 EPILOG = """examples:
   python -m compress.dispatch digits.bundle photo.jpg
@@ -48,6 +52,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch", type=int, default=1, metavar="N", help="images at a time")
     words = "processor threads of ONNX Runtime (as many as it likes)"
     add("--threads", type=int, metavar="N", help=words)
+    words = "of ONNX Runtime: auto takes cuda where it starts"
+    add("--provider", choices=("auto", *sorted(PROVIDERS)), default="auto", help=words)
+    words = "that ONNX Runtime may take to open the bundle and to run it once"
+    add("--first-call-seconds", type=float, default=FIRST_CALL_SECONDS, metavar="S", help=words)
     add("--times", action="store_true", help="also tell the milliseconds in each segment")
     add_common_options(parser)
     return parser
@@ -55,14 +63,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def _work(options: argparse.Namespace) -> None:
     for name in ("batch", "threads"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise UserInputError(f"--{name} is {getattr(options, name)}; expected at least 1")
+        value = getattr(options, name)
+        if value is not None and not 1 <= value <= LARGEST:
+            raise UserInputError(f"--{name} is {value}; expected at least 1, at most {LARGEST}")
     files = find_pictures(options.images)
     with Dispatcher(
         options.bundle,
         None if options.backend == "auto" else options.backend,
         thresholds=one_or_each(parse_numbers(options.thresholds, "--thresholds", float)),
         threads=options.threads,
+        provider=None if options.provider == "auto" else options.provider,
+        first_call_seconds=options.first_call_seconds,
     ) as dispatcher:
         largest = dispatcher.backend.max_batch
         if options.batch > largest:

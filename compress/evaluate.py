@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from compress.cli import HelpFormatter, add_common_options, parse_numbers, print_report, run_door
+from compress.door_options import add_data, add_opening, cache_of, opening_of
 
 __all__ = ["main"]
 
@@ -27,31 +28,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("checkpoint", type=Path, help=".pth, .pt or .safetensors file")
-    add("--data", required=True, metavar="SPEC", help="digits, cifar10:DIR or folder:DIR")
+    add_data(parser, required=True)
     add("--split", default="test", help="train, validation, calibration or test")
     add("--sweep", metavar="FIRST:LAST:STEP", help="thresholds to try, such as 0.2:0.95:0.05")
     add("--exits", metavar="BLOCKS", help="blocks whose exits are deployed, such as 7,8,9 (all)")
     words = "deploy at this threshold, or at one for each exit, such as 0.8,0.7,0.9"
     add("--threshold", metavar="T", help=words)
-    words = "blocks behind which the heads of a foreign checkpoint stand, such as 7,8,9"
-    add("--head-positions", metavar="BLOCKS", help=words)
     add("--replay", type=Path, metavar="FILE", help="keep the pass over the data in this .npz file")
     add("-o", "--output", type=Path, metavar="DIR", help="folder for figures and report.json")
-    words = "side in pixels, to which a GFNet is resampled (the one that it was trained at)"
-    add("--image-size", type=int, metavar="PIXELS", help=words)
     words = "images at a time; 1 takes the very decisions of the early return"
     add("--batch-size", type=int, default=128, metavar="N", help=words)
     add("--device", default="cpu", help="such as cpu or cuda")
     add("--seed", type=int, default=0, help="of the split of the data")
-    add("--model", metavar="MODULE:FACTORY", help="function that builds a network of your own")
-    add("--unsafe-pickle", action="store_true", help="read pickled modules; runs the file's code")
+    words = "where the checkpoint does not record it; a GFNet is resampled to any other"
+    add_opening(parser, size=words)
     add_common_options(parser)
     return parser
 
 
 def _work(options: argparse.Namespace) -> int:
     exits = parse_numbers(options.exits, "--exits", int)
-    heads = parse_numbers(options.head_positions, "--head-positions", int)
     thresholds = parse_numbers(options.threshold, "--threshold", float)
     from compress.exits.evaluation import EvaluateJob, evaluate_checkpoint
     from compress.training.processes import resolve_device
@@ -64,15 +60,13 @@ def _work(options: argparse.Namespace) -> int:
             sweep=options.sweep,
             exits=exits,
             thresholds=thresholds,
-            head_positions=heads,
             replay=options.replay,
             output=options.output,
-            image_size=options.image_size,
+            opening=opening_of(options),
             batch_size=options.batch_size,
             device=str(resolve_device(options.device)),
-            factory=options.model,
-            unsafe_pickle=options.unsafe_pickle,
             seed=options.seed,
+            cache=cache_of(options),
             progress=not options.quiet,
         )
     )

@@ -12,6 +12,7 @@ from compress.cli import (
     print_report,
     run_door,
 )
+from compress.door_options import add_data, add_opening, cache_of, opening_of
 
 __all__ = ["main"]
 
@@ -49,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch", default="1", metavar="N", help=words)
     words = "auto, tensorrt, tensorrt-rtx or none; auto builds where the target is this machine"
     add("--builder", default="auto", metavar="NAME", help=words)
-    add("--data", metavar="SPEC", help="digits, cifar10:DIR or folder:DIR: images to compare on")
+    add_data(parser, required=False, purpose="images to compare on:")
     add("-o", "--output", type=Path, metavar="DIR", help="the bundle (CHECKPOINT's name.bundle)")
     add("--force", action="store_true", help="replace a bundle that is there")
     words = "largest relative error of the logits of an image (1e-3 fp32, 3e-2 fp16)"
@@ -58,19 +59,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--keep-int8", action="store_true", help=words)
     words = "also write a Triton Inference Server model repository of the segments"
     add("--triton", type=Path, metavar="DIR", help=words)
-    words = "blocks behind which the heads of a foreign checkpoint stand, such as 7,8,9"
-    add("--head-positions", metavar="BLOCKS", help=words)
-    add("--image-size", type=int, metavar="PIXELS", help="for networks that take any size")
     add("--seed", type=int, default=0, help="of the split of the data, and of noise")
-    add("--model", metavar="MODULE:FACTORY", help="function that builds a network of your own")
-    add("--unsafe-pickle", action="store_true", help="read pickled modules; runs the file's code")
+    add_opening(parser)
     add_common_options(parser)
     return parser
 
 
 def _work(options: argparse.Namespace) -> int:
     exits = parse_numbers(options.exits, "--exits", int)
-    heads = parse_numbers(options.head_positions, "--head-positions", int)
     thresholds = parse_numbers(options.thresholds, "--thresholds", float)
     from compress.export.export_job import (
         ExportJob,
@@ -98,14 +94,12 @@ def _work(options: argparse.Namespace) -> int:
             max_batch=parse_batch(options.batch),
             builder=options.builder,
             data=options.data,
-            image_size=options.image_size,
+            opening=opening_of(options),
             tolerance=options.tolerance,
             keep_int8=options.keep_int8,
-            head_positions=heads,
-            factory=options.model,
-            unsafe_pickle=options.unsafe_pickle,
             force=options.force,
             seed=options.seed,
+            cache=cache_of(options),
             progress=not options.quiet,
         )
     )

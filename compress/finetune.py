@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.cli import HelpFormatter, add_common_options, print_report, run_door
+from compress.door_options import add_data, add_opening, cache_of, opening_of
 from compress.errors import UserInputError
 from compress.finetune_options import (
     add_distillation,
@@ -56,18 +57,11 @@ def _parser() -> argparse.ArgumentParser:
         "settings, such as 'gfnet_xs:{\"patch_size\": 8}'"
     )
     add("--from-scratch", metavar="NAME", help=words)
-    add("--data", required=True, metavar="SPEC", help="digits, cifar10:DIR or folder:DIR")
+    add_data(parser, required=True)
     add("-o", "--output", type=Path, metavar="DIR", help="folder of the run (NAME.finetuned)")
-    words = (
-        "side in pixels, to which a GFNet of another size is resampled (the one that the "
-        "checkpoint was trained at, or the data's)"
-    )
-    add("--image-size", type=int, metavar="PIXELS", help=words)
     words = "replace the head of a network that was trained for another number of classes"
     add("--new-head", action="store_true", help=words)
     add("--device", help="such as cpu or cuda:1 (the best there is)")
-    add("--model", metavar="MODULE:FACTORY", help="function that builds a network of your own")
-    add("--unsafe-pickle", action="store_true", help="read pickled modules; runs the file's code")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="only go on with a run, begin none")
     words = "discard the run that is in the folder"
@@ -75,6 +69,11 @@ def _parser() -> argparse.ArgumentParser:
     add_distillation(parser)
     add_exits(parser)
     add_settings(parser)
+    words = (
+        "side, HxW or CxHxW to train for (that of the checkpoint, or the data's); a GFNet is "
+        "resampled"
+    )
+    add_opening(parser, size=words)
     add_common_options(parser)
     return parser
 
@@ -100,8 +99,9 @@ def _with_exits(options: argparse.Namespace) -> Any:
             exits=options.exits,
             config=config,
             output=options.output,
-            image_size=options.image_size,
+            opening=opening_of(options, retrain=True),
             device=options.device,
+            cache=cache_of(options),
             fresh=options.fresh,
             progress=not options.quiet,
         )
@@ -121,7 +121,7 @@ def _trained(options: argparse.Namespace) -> Any:
             preset=options.preset,
             augment=options.augment,
             output=options.output,
-            image_size=options.image_size,
+            opening=opening_of(options, retrain=True),
             new_head=options.new_head,
             teacher=options.teacher,
             teacher_factory=options.teacher_model,
@@ -129,8 +129,7 @@ def _trained(options: argparse.Namespace) -> Any:
             device=options.device,
             resume=options.resume,
             fresh=options.fresh,
-            factory=options.model,
-            unsafe_pickle=options.unsafe_pickle,
+            cache=cache_of(options),
         )
     )
 

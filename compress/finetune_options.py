@@ -133,7 +133,7 @@ def exit_config(options: argparse.Namespace) -> ExitTrainingConfig:
     Raises:
         UserInputError: a setting is out of range, or an option does not go with exits.
     """
-    others = ("teacher", "from_scratch", "preset", "augment", "new_head", "model", "resume")
+    others = ("teacher", "from_scratch", "preset", "augment", "new_head", "resume")
     for name in others:
         if getattr(options, name):
             raise UserInputError(

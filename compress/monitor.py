@@ -5,9 +5,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Iterator, List, Optional, TextIO
 
 from compress.cli import HelpFormatter, add_common_options, run_door
 from compress.errors import AccuracyError, UserInputError
@@ -61,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _work(options: argparse.Namespace) -> int | None:
+def _work(options: argparse.Namespace) -> Optional[int]:
     if options.every < 1:
         raise UserInputError(f"--every is {options.every}; expected at least 1")
     manifest = read_manifest(options.bundle, check_files=False)
@@ -219,7 +218,7 @@ def _wait(handle: int, read: int, stream: Path) -> None:
     time.sleep(POLL_SECONDS)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Optional[List[str]] = None) -> int:
     """Run the door; return its exit code."""
     return run_door(_parser(), _work, argv)
 

@@ -13,6 +13,7 @@ from compress.cli import (
     print_json,
     run_door,
 )
+from compress.door_options import add_data, add_opening, cache_of, opening_of
 from compress.errors import UserInputError
 from compress.files import check_output
 
@@ -28,7 +29,9 @@ EPILOG = """examples:
   python -m compress.plan_exits --data digits --bundle gfnet_dynn.bundle gfnet_dynn.pth
 
 the plan goes to python -m compress.export_trt --split-exits --plan FILE. With --bundle nothing is
-planned: the thresholds of an exported bundle are set so that as many images leave as in torch
+planned: the thresholds of an exported bundle are set so that as many images leave as in torch.
+A guarantee (--risk) is given from images of the calibration split alone; evaluate --replay t.npz
+keeps their table as t.calibration.npz
 """
 
 
@@ -42,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     words = "checkpoint with early exits, or replay table of a calibration split (.npz)"
     add("source", type=Path, metavar="CHECKPOINT|REPLAY", help=words)
-    add("--data", metavar="SPEC", help="digits, cifar10:DIR or folder:DIR, for a checkpoint")
+    add_data(parser, required=False, purpose="images for a checkpoint:")
     goal = parser.add_argument_group("objective, one of").add_mutually_exclusive_group()
     words = "least cost, at most so many points of accuracy below the whole network (0.5)"
     goal.add_argument("--max-drop", type=float, metavar="POINTS", help=words)
@@ -54,6 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     goal.add_argument("--risk", type=float, metavar="RISK", help=words)
     words = "set the thresholds of this bundle anew, from its own files"
     goal.add_argument("--bundle", type=Path, metavar="BUNDLE", help=words)
+    words = "of a table of your own: nothing was fitted or chosen by its images"
+    add("--split-is-fresh", action="store_true", help=words)
     add("--confidence", type=float, default=0.95, help="of the guarantee")
     words = "what a guarantee is about: another class than the whole network, or accuracy"
     add("--loss", choices=("consistency", "accuracy"), default="consistency", help=words)
@@ -73,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of the split of the data, and of its halves")
     add("-o", "--output", type=Path, metavar="FILE", help="the plan (CHECKPOINT's name.plan.json)")
     add("--force", action="store_true", help="replace a plan that is there")
+    add_opening(parser)
     add_common_options(parser)
     return parser
 
@@ -120,13 +126,16 @@ def _job(options: argparse.Namespace, output: Path) -> "PlanJob":
         data=options.data,
         objective=None if risk else Objective(kind=kind, value=value),
         risk=risk,
+        split_is_fresh=options.split_is_fresh,
         method=options.method,
         planner=options.planner,
         held_out=not options.in_sample,
         costs=options.costs,
         hand_made=_hand_made(options.hand_made),
+        opening=opening_of(options),
         device=str(resolve_device(options.device)),
         seed=options.seed,
+        cache=cache_of(options),
         progress=not options.quiet,
     )
 
@@ -140,7 +149,9 @@ def _recalibrate(options: argparse.Namespace) -> int:
         options.bundle,
         options.source,
         options.data,
+        opening=opening_of(options),
         seed=options.seed,
+        cache=cache_of(options),
         progress=not options.quiet,
     )
     if options.json:

@@ -78,9 +78,7 @@ def _run(options: argparse.Namespace) -> int:
     run_dir = options.output or Path("runs") / recipe.name
     seeds = parse_numbers(options.seeds, "--seeds", int)
     recipes = {
-        run_dir if seeds is None else run_dir / f"seed-{seed}": recipe.model_copy(
-            update={"seed": seed}
-        )
+        run_dir if seeds is None else run_dir / f"seed-{seed}": recipe.with_seed(seed)
         for seed in seeds or (recipe.seed,)
     }
     _check_run(options, list(recipes))

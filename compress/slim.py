@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from compress.cli import HelpFormatter, add_common_options, print_json, run_door
+from compress.door_options import add_data, add_opening, cache_of, opening_of
 
 __all__ = ["main"]
 
@@ -13,9 +14,14 @@ EPILOG = """examples:
   python -m compress.slim --ratio 0.2 0.4 0.6 --input-size 32 runs/quickstart/vgg/train/best.pth
   python -m compress.slim --target-macs 0.5 --ignore 'features.1' --dry-run vgg16.pth
   python -m compress.slim --ratio 0.4 --groups hidden,frequency gfnet.pth
+  python -m compress.slim --ratio 0.4 --data folder:photos resnet50.pth
   python -m compress.slim --ratio 0.3 --model mynets.resnet:resnet50 resnet50.pth
 
 writes vgg16.slim-0.4.pth (compress.load opens it) and vgg16.slim-0.4.report.json
+
+with --data the slim network is mended without training (constants folded, BatchNorm statistics
+taken anew, layers fitted by least squares on images of the training split), and what is best on the
+calibration split is written
 """
 
 
@@ -76,20 +82,23 @@ def _parser() -> argparse.ArgumentParser:
     words = "leave layers like 'features.1*' alone; must match something; may be repeated"
     add("--ignore", action="append", default=[], metavar="PATTERN", help=words)
     add("--no-absorb", action="store_true", help="do not fold removed constants into biases")
-    add("--model", metavar="MODULE:FACTORY", help="function that builds a network of your own")
-    add("--input-size", type=int, metavar="PIXELS", help="side of the image (recorded one, or 224)")
-    add("--data", metavar="SPEC", help="compare outputs on digits, cifar10:DIR or folder:DIR")
+    add_data(parser, required=False, purpose="images to mend and judge the slim network with:")
+    words = "images of each split to look at (2000, or fewer where that would take minutes)"
+    add("--images", type=int, metavar="N", help=words)
+    words = "with --data, also try to fit the layers anew by least squares, without training"
+    add("--repair", action=argparse.BooleanOptionalAction, default=True, help=words)
     add("--no-latency", action="store_true", help="skip the timing")
     add("--dry-run", action="store_true", help="compute and print, write nothing")
     add("--device", default="cpu", help="where to measure, such as cuda")
     add("--seed", type=int, default=0, help="of the noise that outputs are compared on")
     add("--force", action="store_true", help="replace existing outputs")
-    add("--unsafe-pickle", action="store_true", help="read pickled modules; runs the file's code")
+    add_opening(parser)
     add_common_options(parser)
     return parser
 
 
 def _work(options: argparse.Namespace) -> int:
+    from compress.slimming.candidates import Mending
     from compress.slimming.job import SlimJob, slim_checkpoint
     from compress.slimming.slim import SlimOptions
     from compress.training.processes import resolve_device
@@ -116,13 +125,13 @@ def _work(options: argparse.Namespace) -> int:
         output=options.output,
         force=options.force,
         write=not options.dry_run,
-        factory=options.model,
-        unsafe_pickle=options.unsafe_pickle,
-        image_size=options.input_size,
+        opening=opening_of(options),
         data=options.data,
+        mending=Mending(images=options.images, repair=options.repair) if options.data else None,
         latency=not options.no_latency,
         device=str(resolve_device(options.device)),
         seed=options.seed,
+        cache=cache_of(options),
     )
     reports = []
     for report in slim_checkpoint(job):

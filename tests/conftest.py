@@ -4,6 +4,14 @@ import os
 import pytest
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    """Keep decoded images of tests, and of the processes that they start, out of the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _fresh_logging(monkeypatch):
     """A door that was run with `-q` in this process must not silence the tests after it."""

@@ -1,5 +1,6 @@
 import argparse
 import json
+import os
 import subprocess
 import sys
 
@@ -82,6 +83,39 @@ def test_a_reader_that_goes_away_is_no_error():
         check=False,
     )
     assert (reader.stdout, reader.stderr, reader.returncode) == ("0\n", "", 0)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "ascii:surrogateescape", "utf-8"])
+@pytest.mark.parametrize("arguments", [[], ["-h"]])
+def test_output_never_fails_for_its_characters(encoding, arguments):
+    code = (
+        "import argparse, sys\n"
+        "from compress.cli import run_door\n"
+        "def work(options):\n"
+        r"    print('done: 3 \u2212 \u03b3 \udc80')"
+        "\n"
+        r"parser = argparse.ArgumentParser(prog='door', description='\u2265 \u03b3 done')"
+        "\n"
+        "sys.exit(run_door(parser, work, sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"done" in done.stdout
+    if encoding == "utf-8" and not arguments:
+        assert "3 \u2212 \u03b3 ?".encode() in done.stdout
+
+
+def test_what_a_terminal_would_obey_is_escaped_in_errors(capsys):
+    def work(options: argparse.Namespace) -> None:
+        raise UserInputError("bundle a\x1b[2J\nb of a stranger: \u03b3")
+
+    assert door(work) == 3
+    assert capsys.readouterr().err == "door: error: bundle a\\x1b[2J\\nb of a stranger: \u03b3\n"
 
 
 def test_json_refuses_what_is_not_json(capsys):

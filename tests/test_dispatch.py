@@ -24,6 +24,7 @@ from compress.runtime.dispatcher import Dispatcher
 from compress.runtime.manifest import Manifest, Segment, TensorSpec, write_manifest
 from compress.runtime.preprocessing import Preprocessing
 from compress.runtime.stream import THREAD_NAMES
+from tests.signals import heed_interrupts
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -39,6 +40,7 @@ CLASSES = ("bright", "dark", "grey")
 RECIPE = Preprocessing(
     image_size=SIZE, resize="pillow-bicubic", resize_size=SIZE, mean=(0.5,) * 3, std=(0.5,) * 3
 )
+
 MAX_BATCH = 4
 
 
@@ -367,6 +369,7 @@ def start(bundle: Path, images: Path) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=heed_interrupts,
     )
 
 

@@ -5,10 +5,12 @@ import pytest
 import torch
 
 import compress
+from compress import opened
 from compress.data.image_data import Split
 from compress.data.spec import load_data
 from compress.evaluate import main
 from compress.exits import evaluation
+from compress.exits.replay import load_replay
 from compress.models.early_exit import GFNetDynn
 from tests.slimming.test_surgery import tiny_vgg
 
@@ -74,6 +76,14 @@ def test_a_replay_file_is_used_again_and_refused_for_another_network(
     second = run(capsys, checkpoint, *arguments)
     assert json.loads(first[1])["deployed"] == json.loads(second[1])["deployed"]
     assert json.loads(first[1])["calibration"] == json.loads(second[1])["calibration"]
+    tables = {"test": tmp_path / "t.npz", "calibration": tmp_path / "t.calibration.npz"}
+    assert json.loads(first[1])["replay"] == {name: str(path) for name, path in tables.items()}
+    assert {name: load_replay(path).source.split for name, path in tables.items()} == {
+        name: name for name in tables
+    }
+    text = run(capsys, checkpoint, *arguments[:-1])[1]
+    assert f"table of the test split: {tmp_path / 't.npz'}" in text
+    assert f"python -m compress.plan_exits {tmp_path / 't.calibration.npz'}" in text
     other = compress.save(network, tmp_path / "other.pth", meta={"x": 1})
     code, _, err = run(capsys, other, *arguments)
     assert code == 3
@@ -176,7 +186,7 @@ def test_what_the_replay_file_holds_is_not_run_again(checkpoint, tmp_path, capsy
 
 
 def test_options_are_checked_before_the_data_are_read(checkpoint, capsys, monkeypatch):
-    monkeypatch.setattr(evaluation, "load_data", lambda *_, **__: pytest.fail("read the data"))
+    monkeypatch.setattr(opened, "load_data", lambda *_, **__: pytest.fail("read the data"))
     for wrong in (["--exits", "3", "--threshold", "0.5"], ["--threshold", "0.5,0.6"]):
         assert run(capsys, checkpoint, "--data", "digits", *wrong)[0] == 3
 
@@ -189,7 +199,7 @@ def test_an_empty_split(checkpoint, capsys, monkeypatch, empty):
         gone = Split(data.splits[empty].source, nothing, nothing)
         return replace(data, splits={**data.splits, empty: gone})
 
-    monkeypatch.setattr(evaluation, "load_data", without)
+    monkeypatch.setattr(opened, "load_data", without)
     code, out, err = run(capsys, checkpoint, "--data", "digits", "--threshold", "0.5")
     assert (code, out) == (3, "")
     assert f"the {empty} split of digits is empty" in err

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from tests.export.triton_bundles import images_with, write_bundle
+from tests.signals import heed_interrupts
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "tools" / "jetson" / "jetson.sh"
@@ -399,6 +400,7 @@ def test_a_run_that_is_stopped_restores_the_clocks_too(jetson, bundle, sent, cod
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,  # a terminal sends to the whole group
+        preexec_fn=heed_interrupts,
     )
     deadline = time.monotonic() + 20
     while "started" not in jetson.calls and time.monotonic() < deadline:

@@ -19,6 +19,7 @@ from compress.errors import UserInputError
 from compress.runtime.manifest import Manifest, Segment, TensorSpec, write_manifest
 from compress.runtime.reference_rates import CALIBRATION, ReferenceRates, read_reference
 from compress.runtime.stream import Prediction, Tally
+from tests.signals import heed_interrupts
 
 THRESHOLDS = (0.5, 0.75)
 RATES = (0.5, 0.3, 0.2)
@@ -195,11 +196,24 @@ def test_a_stream_without_lines(capsys, monkeypatch, bundle):
     assert "line 1 of the stream cannot be used" in err[0]
 
 
+@pytest.mark.parametrize("line", ["\x1b[2J", '{"exit": "\x07"}', '"\\u001b[2J"', "\x00", "\x0b[1]"])
+def test_a_control_character_in_a_line_does_not_reach_the_terminal(
+    capsys, monkeypatch, bundle, line
+):
+    code, out, err = run(capsys, monkeypatch, [line], bundle)
+    assert (code, out) == (3, [])
+    (sentence,) = err
+    assert "line 1 of the stream cannot be used" in sentence
+    assert sentence.isprintable()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--every", "0"], "--every is 0; expected at least 1"),
         (["--window", "0"], "the window is 0 images"),
+        (["--window", "9" * 20], "the window is 99999999999999999999 images"),
+        (["--false-alarm", "1e-300"], "the false-alarm rate is 1e-300; expected at least 1e-12"),
         (["--false-alarm", "1"], "the false-alarm rate is 1.0"),
         (["--follow"], "--follow was given without STREAM"),
         (["nowhere.jsonl"], "stream nowhere.jsonl cannot be opened"),
@@ -319,13 +333,12 @@ def test_a_growing_file_is_followed_to_its_summary(capsys, bundle, tmp_path):
     assert [line.split()[0] for line in out.splitlines()] == ["10", "20", "30", "30", "0"]
 
 
-def test_a_followed_file_that_is_started_anew(capsys, bundle, tmp_path):
+def test_a_followed_file_that_is_started_anew(capsys, bundle, tmp_path, monkeypatch):
     file = tmp_path / "results.jsonl"
     file.write_text("\n".join(GOOD) + "\n")
-    timer = threading.Timer(0.3, lambda: file.write_text(GOOD[0] + "\n"))
-    timer.start()
+    # Once it has read all and waits for more; a timer might be earlier on a busy machine.
+    monkeypatch.setattr(monitor.time, "sleep", lambda _: file.write_text(GOOD[0] + "\n"))
     code = monitor.main([str(bundle), str(file), "--follow"])
-    timer.join()
     out, err = capsys.readouterr()
     assert code == 3
     assert "became shorter while it was followed" in err
@@ -343,6 +356,7 @@ def test_ctrl_c_ends_with_the_summary(bundle, tmp_path):
         text=True,
         cwd=Path(monitor.__file__).parents[1],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=heed_interrupts,
     )
     assert process.stdout.readline().startswith("3 images")
     process.send_signal(signal.SIGINT)

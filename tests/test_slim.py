@@ -220,7 +220,7 @@ def broken(kind: str, checkpoint, tmp_path) -> list:
         ("", ["--round-to", "0"], "--round-to is 0"),
         ("", ["--ignore", "nothing*"], "--ignore 'nothing*' matches no layer"),
         ("", ["--input-size", "2"], "does not take images"),
-        ("", ["--input-size", "0"], "--input-size is 0"),
+        ("", ["--input-size", "0"], "--image-size is 0"),
         ("", ["--device", "warp"], "device is 'warp'; expected cpu"),
         ("", ["--model", "no_such_module:build"], "--model no_such_module:build cannot be built"),
         ("", ["--model", "whatever"], "expected package.module:factory"),

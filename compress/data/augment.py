@@ -76,18 +76,23 @@ class Augment:
         self.config = config
         self.num_classes = num_classes
         self.preprocessing = preprocessing
-        self._pixel_steps = _pixel_steps(config, preprocessing.image_size)
+        if preprocessing.channels != 3 and (config.color_jitter or config.rand_augment):
+            raise UserInputError(
+                f"color-jitter and rand-augment were asked for images of {preprocessing.channels} "
+                "channels; expected RGB images, or other augmentations"
+            )
+        self._pixel_steps = _pixel_steps(config, preprocessing.size)
 
     def __call__(self, images: Tensor, labels: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
         """Augment one batch.
 
         Args:
-            images: (B, 3, S, S) uint8.
+            images: (B, C, H, W) uint8.
             labels: (B,) int64.
             seed: 0 <= seed < 2**63; the same seed and batch give the same result.
 
         Returns:
-            Inputs (B, 3, S, S) float32, and targets (B, num_classes) whose rows add up to 1. With
+            Inputs (B, C, H, W) float32, and targets (B, num_classes) whose rows add up to 1. With
             everything off they are the normalised images and one-hot targets.
         """
         pixels = images.float() / 255
@@ -113,14 +118,13 @@ class Augment:
         return mix(inputs, targets, alpha=alpha, rng=rng)
 
 
-def _pixel_steps(config: AugmentConfig, image_size: int) -> list[Callable[[Tensor], Tensor]]:
+def _pixel_steps(config: AugmentConfig, size: tuple[int, int]) -> list[Callable[[Tensor], Tensor]]:
     """Return the steps that work on single images in [0, 1]; kornia is imported for them alone."""
     steps: list[Callable[[Tensor], Tensor]] = []
     if config.random_crop_padding:
-        size, padding = (image_size, image_size), config.random_crop_padding
-        steps.append(_kornia().RandomCrop(size, padding=padding))
+        steps.append(_kornia().RandomCrop(size, padding=config.random_crop_padding))
     if config.random_resized_crop:
-        size, scale = (image_size, image_size), (config.random_resized_crop, 1.0)
+        scale = (config.random_resized_crop, 1.0)
         steps.append(_kornia().RandomResizedCrop(size, scale=scale, ratio=(3 / 4, 4 / 3)))
     if config.horizontal_flip:
         steps.append(_kornia().RandomHorizontalFlip(p=0.5))

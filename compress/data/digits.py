@@ -6,12 +6,12 @@ Handwritten Digits"), shown as grey RGB.
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from compress.data.image_data import ImageData, Preprocessing, assemble
-from compress.data.pictures import MemorySource, in_threads, prepare
+from compress.data.pictures import MemorySource, array_source
 from compress.data.splits import stratified_split
 from compress.optional import require
+from compress.runtime.preprocessing import Side
 
 __all__ = ["load_digits"]
 
@@ -19,49 +19,47 @@ DEFAULT_SIZE = 32
 SHARES = {"train": 50, "validation": 10, "calibration": 15, "test": 25}
 
 
-def load_digits(*, image_size: int | None = None, seed: int = 0) -> ImageData:
+def load_digits(
+    *,
+    image_size: Side | None = None,
+    preprocessing: Preprocessing | None = None,
+    seed: int = 0,
+) -> ImageData:
     """Return the digits, split 50 / 10 / 15 / 25 % class by class.
 
     Args:
-        image_size: side that the 8x8 images are resized to, pixels; 32 by default.
+        image_size: side, or height and width, that the 8x8 images are resized to, pixels; 32 by
+            default.
+        preprocessing: how images are prepared; takes the place of `image_size`.
         seed: seed of the split.
 
     Raises:
         UserInputError: `image_size` is below 1.
         ToolchainError: scikit-learn or Pillow is missing.
     """
-    preprocessing = _preprocessing(DEFAULT_SIZE if image_size is None else image_size)
+    preprocessing = preprocessing or _preprocessing(image_size)
     bunch = require("sklearn.datasets", "the digits").load_digits()
     grey = np.rint(bunch.images * (255 / 16)).astype(np.uint8)  # (N, 8, 8)
     labels = bunch.target.astype(np.int64)
-    classes = tuple(str(name) for name in bunch.target_names)
-    positions = stratified_split(labels, SHARES, seed)
+    source = array_source(grey[:, :, :, None], preprocessing)
     return assemble(
         "digits",
-        MemorySource(torch.from_numpy(_resized(grey, preprocessing))),
-        classes=classes,
+        MemorySource(source.read(torch.arange(len(labels)))),
+        classes=tuple(str(name) for name in bunch.target_names),
         labels=labels,
-        positions=positions,
+        positions=stratified_split(labels, SHARES, seed),
         preprocessing=preprocessing,
         seed=seed,
         content=[grey.tobytes()],
     )
 
 
-def _preprocessing(image_size: int) -> Preprocessing:
+def _preprocessing(image_size: Side | None) -> Preprocessing:
+    side: Side = DEFAULT_SIZE if image_size is None else image_size
     return Preprocessing(
-        image_size=image_size,
+        image_size=side,
         resize="pillow-bicubic",
-        resize_size=image_size,
+        resize_size=side if isinstance(side, int) else min(side),
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
-    )
-
-
-def _resized(grey: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    pillow = require("PIL.Image", "resizing images")
-    return np.stack(
-        in_threads(
-            lambda pixels: prepare(pillow.fromarray(pixels).convert("RGB"), preprocessing), grey
-        )
     )

@@ -1,236 +1,221 @@
-"""Images in one folder a class, as RESISC45 and UC Merced ship them.
+"""Images in one folder a class: `folder:DIR`.
 
-    NWPU-RESISC45/airplane/airplane_001.jpg        UCMerced_LandUse/Images/beach/beach00.tif
+Folders named train, val and test, in any usual spelling, are taken as the splits that they say they
+are, and what is not given is taken out of train; without them every class is divided 65 / 7.5 /
+7.5 / 20 % into train, validation, calibration and test. Where a file goes depends on the seed and
+on the file names of its class alone.
 
-Every class is divided 65 / 7.5 / 7.5 / 20 % into train, validation, calibration and test. Where a
-file goes depends on the seed and on the file names of its class alone. Folders named train, val and
-test that hold the class folders are taken as the splits that they say they are; what is not given
-is taken out of train.
-
-Every file is read once when the data is loaded: that gives the identity of the data, and finds all
-damaged images at once instead of one after hours of training.
+Every file is decoded once when the data are first loaded: that gives the identity of the data,
+finds all damaged images at once instead of one after hours of training, and leaves the pixels in a
+file that later epochs and runs read (see `compress.data.image_cache`).
 """
 
-import hashlib
+import logging
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from compress.data.class_folders import (
+    NAMED,
+    UNDIVIDED,
+    ClassFiles,
+    ImageFile,
+    Layout,
+    find_layout,
+)
+from compress.data.given_splits import only_given
+from compress.data.image_cache import ImageListing, prepared_images
 from compress.data.image_data import ImageData, Preprocessing, assemble
-from compress.data.pictures import FileSource, damage_of
-from compress.data.splits import SPLITS, split_names
+from compress.data.pictures import usual_preprocessing
+from compress.data.splits import SPLITS, shares_of_train, split_names
 from compress.errors import UserInputError
-from compress.optional import require
+from compress.runtime.pictures import DamagedPictureError, open_picture
+from compress.runtime.preprocessing import Side
 
 __all__ = ["load_folder"]
 
-DEFAULT_SIZE = 224
-SHARES = {"train": 650, "validation": 75, "calibration": 75, "test": 200}  # per thousand
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
-NAMED = 5  # damaged images that a message names
-GIVEN = {
-    "train": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "calibration": "calibration",
-    "test": "test",
-}
+logger = logging.getLogger(__name__)
 
-Parts = dict[str, dict[str, list[Path]]]  # class, then split, then its files
+LOOKED_AT = 64  # images whose sizes are compared before all are decoded
+
+Parts = dict[str, dict[str, list[ImageFile]]]  # split, then class, then its files
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Inspection:
-    sha256: bytes
-    damage: str | None
+class _Listed(NamedTuple):
+    """One image, and what the data set makes of it."""
+
+    name: str  # below the root
+    file: ImageFile
+    label: int
+    split: str
 
 
-def load_folder(folder: Path, *, image_size: int | None = None, seed: int = 0) -> ImageData:
-    """Return the images under `folder`, decoded as they are asked for.
+def load_folder(
+    folder: Path,
+    *,
+    image_size: Side | None = None,
+    preprocessing: Preprocessing | None = None,
+    seed: int = 0,
+    cache: Path | str | None = None,
+) -> ImageData:
+    """Return the images under `folder`.
 
     Args:
-        folder: holds the class folders, or one folder that does.
-        image_size: side, pixels; 224 by default. The shorter side is resized to 256/224 of it,
-            then the centre is cut out.
+        folder: holds the class folders, the folders of splits, or one folder that does.
+        image_size: side, or height and width, pixels; by default that of the images, where they
+            all have one. Images of another size are resized so that the shorter side is 256/224 of
+            it, and the centre is cut out.
+        preprocessing: how images are prepared; takes the place of `image_size`.
         seed: seed of the split.
+        cache: see `compress.data.image_cache.prepared_images`.
 
     Raises:
-        UserInputError: there are no two classes of at least four images each, or images are
-            damaged: up to five are named, the rest counted.
+        UserInputError: there are no two classes of enough images each, images have several sizes
+            and none was asked for, or images are damaged: up to five are named, the rest counted.
         ToolchainError: Pillow or tqdm is missing.
     """
-    preprocessing = _preprocessing(DEFAULT_SIZE if image_size is None else image_size)
-    root = _root_of(folder)
-    parts = _parts(root, seed)
-    classes = tuple(parts)
-    files = [
-        (path, label, split)
-        for label, name in enumerate(classes)
-        for split in SPLITS
-        for path in parts[name][split]
-    ]
-    paths = [path for path, _, _ in files]
-    labels = np.array([label for _, label, _ in files], dtype=np.int64)
-    held = np.array([split for _, _, split in files])
-    positions = {split: np.flatnonzero(held == split).astype(np.int64) for split in SPLITS}
-    return assemble(
+    layout = find_layout(Path(os.path.abspath(folder)))
+    parts = _divided(layout, seed)
+    classes = tuple(next(iter(parts.values())))
+    images = _listed(layout, parts, classes)
+    logger.info("%s", _told(folder, layout, parts))
+    own_size = image_size is None and preprocessing is None
+    if preprocessing is None:
+        side = _common_size(layout.root, images) if image_size is None else image_size
+        preprocessing = usual_preprocessing(side)
+    prepared = prepared_images(_listing(images), preprocessing, cache=cache)
+    if own_size and not prepared.one_size:
+        raise _several_sizes(layout.root, "")
+    labels = np.array([image.label for image in images], dtype=np.int64)
+    held = np.array([image.split for image in images])
+    data = assemble(
         "folder",
-        FileSource(paths, preprocessing),
+        prepared.source,
         classes=classes,
         labels=labels,
-        positions=positions,
+        positions={split: np.flatnonzero(held == split).astype(np.int64) for split in SPLITS},
         preprocessing=preprocessing,
         seed=seed,
-        content=_content(root, paths),
+        content=[
+            os.fsencode(image.name) + b"\0" + digest.tobytes()
+            for image, digest in zip(images, prepared.sha256, strict=True)
+        ],
     )
+    return only_given(data, f"folder:{folder}")
 
 
-def _preprocessing(image_size: int) -> Preprocessing:
-    return Preprocessing(
-        image_size=image_size,
-        resize="pillow-bicubic",
-        resize_size=int(256 / 224 * image_size),
-        mean=(0.485, 0.456, 0.406),  # of ImageNet, which published backbones were trained on
-        std=(0.229, 0.224, 0.225),
-    )
-
-
-def _root_of(folder: Path) -> Path:
-    """Return the folder of class folders: `folder`, or what is alone in it, as `Images`."""
-    if not folder.is_dir():
-        raise UserInputError(f"data folder {folder} does not exist or is no folder; check the path")
-    root = folder
-    for _ in range(3):
-        inside = _folders(root)
-        if len(inside) != 1 or not _folders(root / inside[0]):
-            break
-        root = root / inside[0]
-    return root
-
-
-def _parts(root: Path, seed: int) -> Parts:
-    names = _folders(root)
-    if "train" not in names or not set(names) <= set(GIVEN):
-        return _divided({"train": _class_files(root)}, seed)
-    given = {GIVEN[name]: _class_files(root / name) for name in names}
-    if len(given) < len(names):
-        raise UserInputError(
-            f"{root} holds the folders {', '.join(names)}, two of them for one split; expected at "
-            "most one folder for validation; merge or remove one"
-        )
-    return _divided(given, seed)
-
-
-def _divided(given: Mapping[str, Mapping[str, list[Path]]], seed: int) -> Parts:
+def _divided(layout: Layout, seed: int) -> Parts:
     """Divide the training files among train and every split that is not given."""
-    training = given["train"]
-    shares = {split: SHARES[split] for split in SPLITS if split == "train" or split not in given}
-    parts: Parts = {}
-    for name, paths in training.items():
-        _check_count(paths, name, len(shares))
-        by_name = {path.name: path for path in paths}
-        divided = split_names(by_name, shares, seed)
-        parts[name] = {split: [by_name[file] for file in divided[split]] for split in divided}
-    for split in given.keys() - {"train"}:
-        _check_same_classes(split, set(given[split]), set(training))
-        for name, paths in given[split].items():
-            _check_count(paths, f"{split}/{name}", 1)
-            parts[name][split] = paths
+    given = dict(layout.given)
+    whole = given.pop(UNDIVIDED, None) or given.pop("train", {})
+    parts: Parts = {split: {} for split in SPLITS if whole or split in given}
+    shares = shares_of_train(layout.given)
+    for name, files in whole.items():
+        _check_count(files, name, len(shares), layout)
+        for split, names in split_names(files, shares, seed).items():
+            parts[split][name] = [files[file] for file in names]
+    first = whole or next(iter(given.values()))
+    for split, classes in given.items():
+        _check_same_classes(layout.folders[split], set(classes), set(first))
+        for name, files in classes.items():
+            _check_count(files, f"{layout.folders[split]}/{name}", 1, layout)
+            parts[split][name] = list(files.values())
     return parts
 
 
-def _class_files(folder: Path) -> dict[str, list[Path]]:
-    names = _folders(folder)
-    if len(names) < 2:
-        found = f"the class folder {names[0]} alone" if names else "no class folders"
+def _check_count(files: ClassFiles, name: str, least: int, layout: Layout) -> None:
+    if len(files) < least:
+        others = f"; passed over: {_counts(layout.skipped)}" if layout.skipped else ""
         raise UserInputError(
-            f"{folder} holds {found}; expected at least two folders of images, one a class"
+            f"class {name} in {layout.root} has {len(files)} images; expected at least {least}, so "
+            f"that each split gets one; add images of it{others}"
         )
-    return {name: _images(folder / name) for name in names}
 
 
-def _folders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in _entries(folder) if entry.is_dir())
+def _check_same_classes(folder: str, received: set[str], expected: set[str]) -> None:
+    if received != expected:
+        raise UserInputError(
+            f"the {folder} folder lacks or adds the classes {sorted(received ^ expected)[:NAMED]}; "
+            "expected the same class folders as in the other splits"
+        )
 
 
-def _images(folder: Path) -> list[Path]:
-    return sorted(
-        folder / entry.name
-        for entry in _entries(folder)
-        if os.path.splitext(entry.name)[1].lower() in EXTENSIONS and entry.is_file()
+def _listed(layout: Layout, parts: Parts, classes: Sequence[str]) -> list[_Listed]:
+    """Return all images in the order of their names, whatever the split: so the cache has them."""
+    labels = {name: label for label, name in enumerate(classes)}
+    prefix = len(os.fspath(layout.root)) + 1
+    images = [
+        _Listed(file.path[prefix:].replace(os.sep, "/"), file, labels[name], split)
+        for split, part in parts.items()
+        for name, files in part.items()
+        for file in files
+    ]
+    return sorted(images)
+
+
+def _listing(images: Sequence[_Listed]) -> ImageListing:
+    return ImageListing(
+        paths=[image.file.path for image in images],
+        names=[image.name for image in images],
+        states=[image.file.state for image in images],
     )
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """Return what lies in a folder, but for hidden files and what macOS puts into archives."""
-    try:
-        with os.scandir(folder) as entries:
-            return [
-                entry
-                for entry in entries
-                if not entry.name.startswith(".") and entry.name != "__MACOSX"
-            ]
-    except OSError as err:
+def _common_size(root: Path, images: Sequence[_Listed]) -> tuple[int, int]:
+    """Return height and width of the first image that can be opened, if others agree."""
+    found: dict[tuple[int, int], str] = {}
+    step = -(-len(images) // LOOKED_AT)
+    for image in images[::step]:
+        try:
+            with open_picture(Path(image.file.path)) as picture:
+                found.setdefault((picture.height, picture.width), image.name)
+        except DamagedPictureError:
+            continue  # named with all others when they are decoded
+        if len(found) > 1:
+            told = " and ".join(f"{name} {size[0]}x{size[1]}" for size, name in found.items())
+            raise _several_sizes(root, f", as {told}")
+    if not found:
         raise UserInputError(
-            f"data folder {folder} cannot be listed ({err.strerror}); check its permissions"
-        ) from err
-
-
-def _check_count(paths: Sequence[Path], name: str, least: int) -> None:
-    if len(paths) < least:
-        raise UserInputError(
-            f"class {name} has {len(paths)} images ({', '.join(sorted(EXTENSIONS))}); expected at "
-            f"least {least}, so that each split gets one; add images or remove the folder"
+            f"none of {len(images[::step])} images of {root} that were tried can be opened, as "
+            f"{images[0].name}; expected pictures that Pillow reads"
         )
+    return next(iter(found))
 
 
-def _check_same_classes(split: str, received: set[str], expected: set[str]) -> None:
-    if received != expected:
-        raise UserInputError(
-            f"the {split} folder lacks or adds the classes {sorted(received ^ expected)[:NAMED]}; "
-            "expected the same class folders as in train"
-        )
+def _several_sizes(root: Path, examples: str) -> UserInputError:
+    return UserInputError(
+        f"the images of {root} have several sizes{examples}, and no size for the network's input "
+        "was given; give one with --image-size, such as 224"
+    )
 
 
-def _content(root: Path, paths: Sequence[Path]) -> list[bytes]:
-    """Return for each file the bytes that stand for its place and content.
-
-    Raises:
-        UserInputError: some of the images are damaged.
-    """
-    found = _inspect_all(paths)
-    damaged = [
-        f"{path} ({inspection.damage})"
-        for path, inspection in zip(paths, found, strict=True)
-        if inspection.damage is not None
+def _told(folder: Path, layout: Layout, parts: Parts) -> str:
+    """Say in one line what became of what."""
+    counts = {split: sum(map(len, classes.values())) for split, classes in parts.items()}
+    told = [f"{split} {count:,}" for split, count in counts.items()]
+    origin = "each class divided by the seed"
+    if layout.folders:
+        taken = [split for split in parts if split not in layout.folders]
+        named = ", ".join(f"{name}/ is {split}" for split, name in layout.folders.items())
+        origin = f"{named}; {' and '.join(taken)} out of train" if taken else named
+        if "train" not in layout.folders:
+            origin += "; there is no train folder, so nothing is trained or calibrated on these"
+    parts_of_line = [
+        f"folder:{folder}: {len(next(iter(parts.values())))} classes, {', '.join(told)} ({origin})"
     ]
-    if damaged:
-        more = f" and {len(damaged) - NAMED} more" if len(damaged) > NAMED else ""
-        raise UserInputError(
-            f"{len(damaged)} of {len(paths)} images cannot be decoded: "
-            f"{', '.join(damaged[:NAMED])}{more}; replace or remove them"
-        )
-    return [
-        os.fsencode(path.relative_to(root).as_posix()) + b"\0" + inspection.sha256
-        for path, inspection in zip(paths, found, strict=True)
-    ]
+    if layout.skipped:
+        parts_of_line.append(f"passed over {_counts(layout.skipped)}")
+    if layout.unused:
+        more = " …" if len(layout.unused) > NAMED else ""
+        parts_of_line.append(f"folders not used: {', '.join(layout.unused[:NAMED])}{more}")
+    return "; ".join(parts_of_line)
 
 
-def _inspect_all(paths: Sequence[Path]) -> list[_Inspection]:
-    tqdm = require("tqdm", "progress bars").tqdm
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        inspections = pool.map(_inspect, paths)
-        return list(tqdm(inspections, "checking images", len(paths), delay=2, leave=False))
-
-
-def _inspect(path: Path) -> _Inspection:
-    try:
-        content = path.read_bytes()
-    except OSError as err:
-        return _Inspection(sha256=b"", damage=err.strerror or str(err))
-    return _Inspection(sha256=hashlib.sha256(content).digest(), damage=damage_of(content))
+def _counts(skipped: Mapping[str, int]) -> str:
+    total = sum(skipped.values())
+    kinds = sorted(skipped, key=lambda kind: -skipped[kind])[:NAMED]
+    named = ", ".join(f"{kind} {skipped[kind]}" for kind in kinds)
+    return f"{total} file{'s' if total > 1 else ''} ({named})"

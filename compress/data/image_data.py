@@ -1,4 +1,4 @@
-"""What every data set looks like: four splits of square uint8 RGB images.
+"""What every data set looks like: four splits of uint8 images of one size.
 
 Images stay uint8 until the last moment: a quarter of the memory of float32, and the same bytes for
 training, measuring and exporting. `Preprocessing` says how they came to be, and travels with
@@ -29,11 +29,11 @@ class Preprocessing(preprocessing.Preprocessing):
     """How a picture becomes a network input, with torch's part of it."""
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Return float32 inputs of uint8 images, (B, 3, S, S), on the same device."""
+        """Return float32 inputs of uint8 images, (B, C, H, W), on the same device."""
         return self.standardize(images.float() / 255)
 
     def standardize(self, images: Tensor) -> Tensor:
-        """Return (images - mean) / std of float images in [0, 1], (B, 3, S, S)."""
+        """Return (images - mean) / std of float images in [0, 1], (B, C, H, W)."""
         mean = torch.tensor(self.mean, device=images.device, dtype=images.dtype)
         std = torch.tensor(self.std, device=images.device, dtype=images.dtype)
         return (images - mean[:, None, None]) / std[:, None, None]
@@ -47,11 +47,11 @@ class ImageSource(Protocol):
         """Whether reading costs enough to be worth doing ahead."""
 
     @property
-    def image_size(self) -> int:
-        """Side of the images, pixels."""
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of an image, (C, H, W)."""
 
     def read(self, positions: Tensor) -> Tensor:
-        """Return the uint8 images at `positions` (B,), as (B, 3, S, S)."""
+        """Return the uint8 images at `positions` (B,), as (B, C, H, W)."""
 
 
 class Split:
@@ -71,20 +71,19 @@ class Split:
         return len(self.labels)
 
     def images(self, indices: Tensor) -> Tensor:
-        """Return the uint8 RGB images at `indices` (B,) of this split, as (B, 3, S, S).
+        """Return the uint8 images at `indices` (B,) of this split, as (B, C, H, W).
 
         Raises:
             UserInputError: an image file cannot be decoded.
         """
-        size = self.source.image_size
         if len(indices) == 0:
-            return torch.empty(0, 3, size, size, dtype=torch.uint8)
+            return torch.empty(0, *self.source.shape, dtype=torch.uint8)
         return self.source.read(self.positions[indices.cpu()])
 
     def batches(
         self, batch_size: int, *, order: Tensor | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield uint8 images (B, 3, S, S) and labels (B,); the last batch may be smaller.
+        """Yield uint8 images (B, C, H, W) and labels (B,); the last batch may be smaller.
 
         While one batch is worked on, the next is decoded in a thread if that takes time at all.
 
@@ -136,7 +135,7 @@ class ImageData:
     sha256: str
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Return float32 inputs of uint8 images, (B, 3, S, S), on the same device."""
+        """Return float32 inputs of uint8 images, (B, C, H, W), on the same device."""
         return self.preprocessing.normalize(images)
 
 

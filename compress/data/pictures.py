@@ -4,10 +4,10 @@ How a picture is decoded and prepared stands in `compress.runtime.pictures`, whi
 too.
 """
 
-import io
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -18,21 +18,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compress.data.image_data import Preprocessing
+from compress.errors import UserInputError
 from compress.runtime.pictures import (
-    DamagedPictureError,
-    open_picture,
     pillow,
     prepare,
     read_picture,
+    with_channels,
 )
+from compress.runtime.preprocessing import FILTERS, Side
 
 __all__ = [
     "FileSource",
     "MemorySource",
     "ResizingSource",
-    "damage_of",
+    "array_source",
     "in_threads",
     "prepare",
+    "prepare_array",
+    "usual_preprocessing",
 ]
 
 Item = TypeVar("Item")
@@ -40,7 +43,7 @@ Result = TypeVar("Result")
 
 
 class MemorySource:
-    """Images that lie in memory at their final size, (N, 3, S, S) uint8."""
+    """Images that lie in memory at their final size, (N, C, H, W) uint8."""
 
     lazy = False
 
@@ -48,36 +51,35 @@ class MemorySource:
         self.stored = images
 
     @property
-    def image_size(self) -> int:
-        """Side of the images, pixels."""
-        return self.stored.shape[-1]
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of an image, (C, H, W)."""
+        channels, height, width = self.stored.shape[1:]
+        return channels, height, width
 
     def read(self, positions: Tensor) -> Tensor:
-        """Return the uint8 images at `positions` (B,), as (B, 3, S, S)."""
+        """Return the uint8 images at `positions` (B,), as (B, C, H, W)."""
         return self.stored[positions].contiguous()
 
 
 class ResizingSource:
-    """Square images in memory, (N, 3, H, H) uint8, that are resized when they are read."""
+    """Images in memory or mapped, (N, H, W, C) uint8, that are prepared when they are read."""
 
     lazy = True
 
-    def __init__(self, images: Tensor, preprocessing: Preprocessing) -> None:
+    def __init__(self, images: NDArray[np.uint8], preprocessing: Preprocessing) -> None:
         self.stored = images
         self.preprocessing = preprocessing
 
     @property
-    def image_size(self) -> int:
-        """Side of the images, pixels."""
-        return self.preprocessing.image_size
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of an image, (C, H, W)."""
+        return self.preprocessing.shape
 
     def read(self, positions: Tensor) -> Tensor:
-        """Return the uint8 images at `positions` (B,), as (B, 3, S, S)."""
-        pixels = self.stored[positions].permute(0, 2, 3, 1).contiguous().numpy()  # (B, H, H, 3)
-        return _stack(in_threads(self._resize, pixels))
-
-    def _resize(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return prepare(pillow().fromarray(pixels), self.preprocessing)
+        """Return the uint8 images at `positions` (B,), as (B, C, H, W)."""
+        pixels = np.ascontiguousarray(self.stored[positions.numpy()])
+        prepared = partial(prepare_array, preprocessing=self.preprocessing)
+        return _stack(in_threads(prepared, pixels))
 
 
 class FileSource:
@@ -85,41 +87,87 @@ class FileSource:
 
     lazy = True
 
-    def __init__(self, paths: Sequence[Path], preprocessing: Preprocessing) -> None:
+    def __init__(self, paths: Sequence[str], preprocessing: Preprocessing) -> None:
         self.paths = paths
         self.preprocessing = preprocessing
 
     @property
-    def image_size(self) -> int:
-        """Side of the images, pixels."""
-        return self.preprocessing.image_size
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of an image, (C, H, W)."""
+        return self.preprocessing.shape
 
     def read(self, positions: Tensor) -> Tensor:
-        """Return the uint8 images at `positions` (B,), as (B, 3, S, S).
+        """Return the uint8 images at `positions` (B,), as (B, C, H, W).
 
         Raises:
             UserInputError: a file is gone or cannot be decoded; it is named.
         """
-        paths = [self.paths[place] for place in positions.tolist()]
+        paths = [Path(self.paths[place]) for place in positions.tolist()]
         return _stack(in_threads(partial(read_picture, preprocessing=self.preprocessing), paths))
 
 
-def damage_of(content: bytes) -> str | None:
-    """Say what is wrong with the bytes of an image file, or None when it can be decoded.
+def usual_preprocessing(image_size: Side, *, channels: int = 3) -> Preprocessing:
+    """Return what is done to images of which nothing is known but the size that is wanted.
 
-    PNG is checked by its checksums and JPEG decoded at an eighth of its size, which both find a
-    truncated file for a fraction of what preparing it costs.
+    Those of that size stay as they are. Of others the shorter side is resized to 256/224 of it and
+    the centre is cut out, as published accuracies of ImageNet are measured. Mean and standard
+    deviation are ImageNet's for RGB, which published backbones were trained on, else 0.5.
     """
+    rgb = channels == 3
+    return Preprocessing(
+        image_size=image_size,
+        resize="pillow-bicubic",
+        resize_size=256 * (image_size if isinstance(image_size, int) else min(image_size)) // 224,
+        mean=(0.485, 0.456, 0.406) if rgb else (0.5,) * channels,
+        std=(0.229, 0.224, 0.225) if rgb else (0.5,) * channels,
+        untouched_at_size=True,
+    )
+
+
+def array_source(
+    images: NDArray[np.uint8], preprocessing: Preprocessing
+) -> MemorySource | ResizingSource:
+    """Return the source of images (N, H, W, C) that lie in memory or are mapped.
+
+    Raises:
+        UserInputError: they have channels that the network does not take, or a size that the
+            preprocessing refuses.
+    """
+    _, height, width, channels = images.shape
+    if channels != preprocessing.channels and {channels, preprocessing.channels} != {1, 3}:
+        raise UserInputError(
+            f"the images have {channels} channels and the network takes {preprocessing.channels}; "
+            "give images of as many, or mean and std for as many as the images have"
+        )
+    if (channels, height, width) == preprocessing.shape and _keeps_pixels(preprocessing):
+        return MemorySource(torch.from_numpy(images.transpose(0, 3, 1, 2)))
     try:
-        with open_picture(io.BytesIO(content)) as image:
-            if image.format == "PNG":
-                image.verify()
-            else:
-                image.draft("RGB", (1, 1))  # does something to JPEG alone
-                image.load()
-    except DamagedPictureError as err:
-        return str(err)
-    return None
+        prepare_array(images[0], preprocessing)
+    except ValueError as err:
+        raise UserInputError(f"the images do not fit the network: {err}") from err
+    return ResizingSource(images, preprocessing)
+
+
+def _keeps_pixels(preprocessing: Preprocessing) -> bool:
+    """Say whether images of the network's size stay as they are."""
+    resized = preprocessing.resize in FILTERS and not preprocessing.untouched_at_size
+    return not resized or preprocessing.resize_size == min(preprocessing.size)
+
+
+def prepare_array(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Return an image (H, W, C) as the network takes it, (C, H, W) uint8.
+
+    Raises:
+        ValueError: see `prepare`.
+    """
+    channels = preprocessing.channels
+    if channels in (1, 3):
+        picture = pillow().fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+        return prepare(with_channels(picture, channels), preprocessing)
+    # Pillow has no pictures of other channels; each is resized for itself, as those of RGB are.
+    one = replace(preprocessing, mean=(0.0,), std=(1.0,))
+    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return np.concatenate([prepare(pillow().fromarray(plane), one) for plane in planes])
 
 
 def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:

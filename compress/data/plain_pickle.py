@@ -79,7 +79,9 @@ def _encode(text: str, _encoding: str) -> bytes:
     return text.encode("latin-1")  # how protocol 2 of Python 3 spells bytes
 
 
-class _PlainUnpickler(pickle.Unpickler):
+# The reader that is written in Python: the one in C makes room for as many values as an opcode of
+# five bytes says that there are.
+class _PlainUnpickler(pickle._Unpickler):
     """Give stand-ins for four names, and nothing else."""
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:

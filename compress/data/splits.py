@@ -6,14 +6,36 @@ it depends on the seed and on the names in that class alone.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SPLITS", "split_counts", "split_names", "stratified_split"]
+__all__ = [
+    "SHARES",
+    "SPLITS",
+    "shares_of_train",
+    "split_counts",
+    "split_names",
+    "stratified_split",
+]
 
 SPLITS = ("train", "validation", "calibration", "test")
+SHARES = {"train": 650, "validation": 75, "calibration": 75, "test": 200}  # per thousand
+BESIDE_TEST = {"train": 8, "validation": 1, "calibration": 1}  # as CIFAR-10's training images
+
+
+def shares_of_train(given: Collection[str]) -> dict[str, int]:
+    """Return how training images are divided among train and the splits that are not given.
+
+    >>> shares_of_train({"train", "test"})
+    {'train': 8, 'validation': 1, 'calibration': 1}
+
+    Args:
+        given: the splits that the data give themselves; "train" may be among them.
+    """
+    shares = BESIDE_TEST if "test" in given else SHARES
+    return {name: share for name, share in shares.items() if name == "train" or name not in given}
 
 
 def split_counts(total: int, shares: Mapping[str, int]) -> dict[str, int]:

@@ -200,7 +200,9 @@ def read_costs(source: Path, table: ReplayTable) -> ExitCosts:
 
 def _is_profile(path: Path) -> bool:
     try:
-        value = json.loads(path.read_text(encoding="utf-8")[:MAX_BYTES])
+        if path.stat().st_size > MAX_BYTES:
+            return False
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):  # which the reader of costs tells about
         return False
     return isinstance(value, dict) and value.get("format") == PROFILE_FORMAT

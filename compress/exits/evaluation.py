@@ -1,14 +1,12 @@
 """Evaluate a checkpoint file: one pass over a split, everything else from its replay table."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
-from compress.checkpoint import Checkpoint, model_from_checkpoint, read_checkpoint
-from compress.data.image_data import ImageData, Preprocessing
-from compress.data.spec import load_data
+from compress.data.image_data import ImageData
 from compress.errors import UserInputError
 from compress.exits.calibration import calibrate, calibrate_gated, oracle
 from compress.exits.figures import save_exit_rates, save_tradeoff
@@ -24,13 +22,11 @@ from compress.exits.replay import (
 from compress.exits.report import Evaluation
 from compress.exits.sweep import ExitReport, evaluate_at, parse_sweep, sweep, whole_network
 from compress.files import write_json
+from compress.measure.accuracy import Accuracy, evaluate_accuracy
 from compress.measure.macs import count
 from compress.models.early_exit import GFNetDynn, check_exit_positions
+from compress.opened import Opened, Opening, check_classes, open_checkpoint
 from compress.runtime.thresholds import check_thresholds
-from compress.training.accuracy import Accuracy, evaluate_accuracy
-from compress.training.job import check_classes
-from compress.training.teacher import recorded_image_size
-from compress.training.transfer import transferred
 
 __all__ = ["EvaluateJob", "calibration_file", "evaluate_checkpoint"]
 
@@ -48,17 +44,14 @@ class EvaluateJob:
         sweep: "first:last:step" of thresholds, or None.
         exits: blocks whose exits are deployed; None is all.
         thresholds: one for all deployed exits or one for each; None deploys nothing.
-        head_positions: blocks behind which the heads of a foreign checkpoint stand.
         replay: file of the table, read where it is there, else written; that of the calibration
             split lies beside it, see `calibration_file`.
         output: folder for figures and report.json, or None.
-        image_size: side in pixels, to which a GFNet is resampled; None takes the one that the
-            network was trained at.
+        opening: how the checkpoint is opened.
         batch_size: images at a time; 1 gives the very decisions of the early return.
         device: where to run.
-        factory: "package.module:function" for a network that is not of `compress.models`.
-        unsafe_pickle: read whole-module pickles, which runs code from the file.
         seed: of the split of the data.
+        cache: folder of decoded images, or "off"; None takes the usual folder.
         progress: show bars on stderr.
     """
 
@@ -68,15 +61,13 @@ class EvaluateJob:
     sweep: str | None = None
     exits: tuple[int, ...] | None = None
     thresholds: tuple[float, ...] | None = None
-    head_positions: tuple[int, ...] | None = None
     replay: Path | None = None
     output: Path | None = None
-    image_size: int | None = None
+    opening: Opening = field(default_factory=Opening)
     batch_size: int = 128
     device: str = "cpu"
-    factory: str | None = None
-    unsafe_pickle: bool = False
     seed: int = 0
+    cache: Path | str | None = None
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -98,18 +89,12 @@ def evaluate_checkpoint(job: EvaluateJob) -> Evaluation:
         CompressError: the network gives NaN.
     """
     thresholds = parse_sweep(job.sweep) if job.sweep else []
-    checkpoint = read_checkpoint(
-        job.checkpoint,
-        factory=job.factory,
-        unsafe_pickle=job.unsafe_pickle,
-        exits=job.head_positions,
-    )
-    model = transferred(model_from_checkpoint(checkpoint), image_size=job.image_size)
+    network = open_checkpoint(job.checkpoint, job.opening)
+    model = network.model
     _check_options(job, model)
-    size = job.image_size or recorded_image_size(checkpoint)
-    data = load_data(job.data, image_size=size, seed=job.seed)
-    _check_data(job, model, data)
-    scene = _Scene(job=job, data=data, checkpoint=checkpoint)
+    data = network.data(job.data, seed=job.seed, cache=job.cache)
+    _check_data(job, network, data)
+    scene = _Scene(job=job, data=data, network=network)
     if isinstance(model, GFNetDynn):
         found = _with_exits(scene, model, thresholds)
     else:
@@ -130,31 +115,30 @@ class _Scene:
 
     job: EvaluateJob
     data: ImageData
-    checkpoint: Checkpoint
+    network: Opened
 
     def source(self, split: str) -> Source:
         return Source(
             data=self.data.name,
             split=split,
             data_sha256=self.data.sha256,
-            checkpoint_sha256=self.checkpoint.sha256,
+            checkpoint_sha256=self.network.checkpoint.sha256,
         )
-
-    @property
-    def normalize(self) -> Callable[[Tensor], Tensor]:
-        """As the network was trained, where its checkpoint tells; else as the data are."""
-        recorded = self.checkpoint.meta.get("preprocessing")
-        return Preprocessing.from_dict(recorded).normalize if recorded else self.data.normalize
 
 
 def _whole(scene: _Scene, model: nn.Module, accuracy: Accuracy) -> Evaluation:
-    job, size = scene.job, scene.data.preprocessing.image_size
+    job, prepared = scene.job, scene.data.preprocessing
     return Evaluation(
-        name=str(getattr(model, "display_name", type(model).__name__)),
-        counts=count(model, (3, size, size)),
+        name=scene.network.display_name,
+        counts=count(model, prepared.shape),
         whole=accuracy,
         source=scene.source(job.split),
-        settings={"image_size": size, "batch_size": job.batch_size, "device": job.device},
+        settings={
+            "image_size": prepared.to_dict()["image_size"],
+            "preprocessing": prepared.to_dict(),
+            "batch_size": job.batch_size,
+            "device": job.device,
+        },
     )
 
 
@@ -178,7 +162,17 @@ def _with_exits(scene: _Scene, model: GFNetDynn, thresholds: Sequence[float]) ->
         gated=gated,
         oracle=oracle(table),
         figures=_draw(job.output, swept, deployed) if job.output else (),
+        tables=_table_files(job),
     )
+
+
+def _table_files(job: EvaluateJob) -> dict[str, Path]:
+    """Where the table of each split lies. The split that was asked for need not be calibration."""
+    if job.replay is None:
+        return {}
+    if job.split == CALIBRATION:
+        return {CALIBRATION: job.replay}
+    return {job.split: job.replay, CALIBRATION: calibration_file(job.replay)}
 
 
 def _table(scene: _Scene, model: GFNetDynn, split: str, file: Path | None) -> ReplayTable:
@@ -193,7 +187,7 @@ def _table(scene: _Scene, model: GFNetDynn, split: str, file: Path | None) -> Re
             f"({known.source.data}, {known.source.split}); remove it, or name another file"
         )
     table = fill_replay(
-        model, scene.data.splits[split], scene.normalize, source,
+        model, scene.data.splits[split], scene.data.normalize, source,
         batch_size=job.batch_size, device=job.device, progress=job.progress,
     )  # fmt: skip
     if file is not None:
@@ -204,7 +198,7 @@ def _table(scene: _Scene, model: GFNetDynn, split: str, file: Path | None) -> Re
 def _accuracy(scene: _Scene, model: nn.Module) -> Accuracy:
     job = scene.job
     return evaluate_accuracy(
-        model, scene.data.splits[job.split], scene.normalize,
+        model, scene.data.splits[job.split], scene.data.normalize,
         batch_size=job.batch_size, device=job.device, progress=job.progress,
     )  # fmt: skip
 
@@ -233,11 +227,6 @@ def _check_options(job: EvaluateJob, model: nn.Module) -> None:
         _expect_no_exits(job, type(model).__name__)
         return
     positions = model.config["exits"]
-    if job.head_positions is not None and list(job.head_positions) != positions:
-        raise UserInputError(
-            f"--head-positions is {','.join(map(str, job.head_positions))}, but {job.checkpoint} "
-            f"records {','.join(map(str, positions))}; leave the option out"
-        )
     if job.exits is not None:
         check_exit_positions(job.exits, len(model.blocks))
     chosen = exit_numbers(positions if job.exits is None else job.exits, positions)
@@ -245,7 +234,8 @@ def _check_options(job: EvaluateJob, model: nn.Module) -> None:
         check_thresholds(_bars(job), len(chosen))
 
 
-def _check_data(job: EvaluateJob, model: nn.Module, data: ImageData) -> None:
+def _check_data(job: EvaluateJob, network: Opened, data: ImageData) -> None:
+    model = network.model
     if job.split not in data.splits:
         raise UserInputError(f"--split is {job.split!r}; expected one of {', '.join(data.splits)}")
     for split in (job.split, CALIBRATION) if isinstance(model, GFNetDynn) else (job.split,):
@@ -253,13 +243,7 @@ def _check_data(job: EvaluateJob, model: nn.Module, data: ImageData) -> None:
             raise UserInputError(
                 f"the {split} split of {data.name} is empty; expected at least one image"
             )
-    known = getattr(model, "config", {}).get("num_classes", len(data.classes))
-    if known != len(data.classes):
-        raise UserInputError(
-            f"the network has {known} classes, but the data {data.name} have {len(data.classes)}; "
-            "expected the data that it was trained for"
-        )
-    check_classes(model, data)
+    check_classes(model, data, known=network.classes)
 
 
 def _expect_no_exits(job: EvaluateJob, name: str) -> None:
@@ -267,7 +251,6 @@ def _expect_no_exits(job: EvaluateJob, name: str) -> None:
         "--sweep": job.sweep,
         "--exits": job.exits,
         "--threshold": job.thresholds,
-        "--head-positions": job.head_positions,
         "--replay": job.replay,
     }
     asked = [option for option, value in options.items() if value is not None]

@@ -40,13 +40,14 @@ from compress.exits.costs import ExitCosts
 from compress.exits.cuts import Settings, pose_problem
 from compress.exits.front import cuts_for, search_front
 from compress.exits.outcomes import harmless, leaving
-from compress.exits.replay import ReplayTable
+from compress.exits.replay import ReplayTable, Source
 from compress.exits.uniform import uniform_settings
 from compress.optional import require
 
 __all__ = [
     "Risk",
     "Tested",
+    "check_fresh",
     "clopper_pearson",
     "halves",
     "images_needed",
@@ -60,6 +61,9 @@ PURPOSE = "exact binomial tests"
 MOST_CANDIDATES = 100
 HOPELESS = 2.0  # times the risk: what loses so much on one half is not tried on the other
 MOST_LOSSES = 1 << 40
+SMALLEST_RISK = 1e-6  # three million images without one that loses
+CALIBRATION = "calibration"
+KNOWN_SPLITS = ("train", "validation", "test")  # each has another use, which makes it unfit here
 CAREFUL = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)  # of the way from 1 down to a threshold
 
 
@@ -69,7 +73,7 @@ class Risk:
 
     Attributes:
         loss: "consistency" or "accuracy".
-        risk: largest share of images that may lose, in (0, 1).
+        risk: largest share of images that may lose, in [1e-6, 1).
         confidence: in (0, 1).
     """
 
@@ -84,6 +88,11 @@ class Risk:
         for name, value in (("risk", self.risk), ("confidence", self.confidence)):
             if not 0 < value < 1:
                 raise UserInputError(f"--{name} is {value}; expected 0 < {name} < 1")
+        if self.risk < SMALLEST_RISK:
+            raise UserInputError(
+                f"--risk is {self.risk:g}; expected at least {SMALLEST_RISK:g}, for which three "
+                "million images are needed"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +125,29 @@ class Tested:
         """
         lost = self.violations[0] / len(self.images) if self.violations else 0.0
         return images_needed(self.risk.risk, self.risk.confidence, lost)
+
+
+def check_fresh(source: Source, *, split_is_fresh: bool = False) -> None:
+    """Raise UserInputError unless nothing was fitted or chosen by the images of a table.
+
+    A guarantee is a statement on images that the network and its training have not seen. Those of
+    the calibration split are; whether those of a split of one's own are, only its owner can say.
+
+    Args:
+        source: of the table.
+        split_is_fresh: whether the owner says so.
+    """
+    if source.split == CALIBRATION or (split_is_fresh and source.split not in KNOWN_SPLITS):
+        return
+    remedy = (
+        "such images were used otherwise, so give the table of the calibration split"
+        if source.split in KNOWN_SPLITS
+        else "give that table, or --split-is-fresh where nothing was fitted or chosen by these"
+    )
+    raise UserInputError(
+        f"the replay table is of the split {source.split!r:.60} of {source.data:.60}; a guarantee "
+        f"needs calibration images: {remedy}"
+    )
 
 
 def p_value(violations: int, images: int, risk: float) -> float:

@@ -42,7 +42,7 @@ __all__ = [
 
 FORMAT = "compress.plan/1"
 UNITS = ("macs", "ms", "mj")
-OBJECTIVES = {"max-drop": 100.0, "budget": 1e6, "budget-cost": 1e18, "risk": 1.0}  # largest values
+OBJECTIVES = {"max-drop": 100.0, "budget": 1.0, "budget-cost": 1e18, "risk": 1.0}  # largest values
 LOSSES = ("consistency", "accuracy")
 METHODS = ("fixed-sequence", "pareto-testing")
 MAX_BYTES = 1 << 20
@@ -75,7 +75,7 @@ class Objective:
         low_enough = self.value < 1 if self.kind == "risk" else self.value <= OBJECTIVES[self.kind]
         if not (low_enough and (self.value > 0 or (smallest_too and self.value == 0))):
             raise UserInputError(
-                f"the value of {self.kind} is {self.value}; expected it above 0"
+                f"--{self.kind} is {self.value}; expected it above 0"
                 f"{' or 0' if smallest_too else ''} and "
                 f"{'below' if self.kind == 'risk' else 'at most'} {OBJECTIVES[self.kind]:g}"
             )

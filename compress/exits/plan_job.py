@@ -1,16 +1,15 @@
 """Plan the exits of a checkpoint or of a replay table: what is asked for, what is found."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoint import model_from_checkpoint, read_checkpoint
-from compress.data.image_data import ImageData, Preprocessing
-from compress.data.spec import load_data
+from compress.cli import printable
+from compress.data.image_data import ImageData
 from compress.errors import UnsupportedModelError, UserInputError
 from compress.exits.costs import ExitCosts, costs_from_table, read_costs
-from compress.exits.guarantee import Risk
+from compress.exits.guarantee import Risk, check_fresh
 from compress.exits.plan import ExitPlan, Objective, write_plan
 from compress.exits.planner import measure_plan, plan_exits, plan_with_guarantee
 from compress.exits.points import PlanFront, PlanPoint, hand_made_settings, plan_front
@@ -18,7 +17,7 @@ from compress.exits.replay import ReplayTable, Source, fill_replay, load_replay
 from compress.files import check_readable
 from compress.measure.versions import hardware, versions
 from compress.models.early_exit import GFNetDynn
-from compress.training.teacher import recorded_image_size
+from compress.opened import Opening, open_checkpoint
 
 __all__ = ["PlanJob", "PlanReport", "front_rows", "plan_network", "replay_of"]
 
@@ -41,7 +40,9 @@ class PlanJob:
         output: where the plan goes, or None.
         data: "digits", "cifar10:DIR", "folder:DIR", or the images; needed for a checkpoint.
         objective: what to reach.
-        risk: what to guarantee in its place.
+        risk: what to guarantee in its place; from images of the calibration split alone.
+        split_is_fresh: of a replay table whose split has a name of its own: nothing was fitted or
+            chosen by its images.
         method: of the guarantee, "pareto-testing" or "fixed-sequence".
         planner: whose point is taken: "search", "stopping" or "uniform".
         held_out: choose by other images than those that found the front.
@@ -49,8 +50,10 @@ class PlanJob:
             true multiply-adds.
         hand_made: blocks and thresholds that somebody chose, to lay beside.
         test: also measure the plan on the test split of `data`.
-        device: where to run a checkpoint.
+        opening: how a checkpoint is opened.
+        device: where to run it.
         seed: of the split of the data, and of the halves.
+        cache: folder of decoded images, or "off"; None takes the usual folder.
         progress: show bars on stderr.
     """
 
@@ -59,14 +62,17 @@ class PlanJob:
     data: str | ImageData | None = None
     objective: Objective | None = None
     risk: Risk | None = None
+    split_is_fresh: bool = False
     method: str = "pareto-testing"
     planner: str = "search"
     held_out: bool = True
     costs: Path | None = None
     hand_made: tuple[tuple[int, ...], float | tuple[float, ...]] | None = None
     test: bool = True
+    opening: Opening = field(default_factory=Opening)
     device: str = "cpu"
     seed: int = 0
+    cache: Path | str | None = None
     progress: bool = True
 
 
@@ -104,26 +110,26 @@ class PlanReport:
         """Return the figures for a console."""
         plan = self.plan
         low, high = (100 * bound for bound in plan.accuracy.interval)
+        split, costs = printable(plan.source.split), printable(plan.cost.source)
         lines = ["exit behind block  threshold  share of images"]
         rates = [f"{100 * rate:.1f} %" for rate in plan.exit_rates]
         for block, bar, rate in zip(plan.exits, plan.thresholds, rates, strict=False):
             lines.append(f"{block:17}  {bar:9.4f}  {rate:>15}")
         lines.append(f"{'final head':>17}  {'-':>9}  {rates[-1]:>15}")
         chosen = "other images than the thresholds" if plan.accuracy.held_out else "the same images"
-        lines.append(
-            f"expected cost {plan.cost.share:.1%} of the whole network ({plan.cost.source})"
-        )
+        lines.append(f"expected cost {plan.cost.share:.1%} of the whole network ({costs})")
         lines.append(
             f"accuracy {plan.accuracy.acc1:.2f} % ({low:.2f} to {high:.2f} % at "
             f"{plan.accuracy.confidence:.0%} confidence), whole network "
-            f"{plan.accuracy.full_acc1:.2f} %, on {plan.accuracy.images} calibration images: "
+            f"{plan.accuracy.full_acc1:.2f} %, on {plan.accuracy.images} {split} "
+            "images: "
             f"{chosen}"
         )
         if plan.guarantee is not None:
             sure = plan.guarantee
             lines.append(
                 f"guarantee: {sure.loss} loss at most {sure.risk:g} with {sure.confidence:.0%} "
-                "confidence, for images drawn as the calibration images were"
+                f"confidence, for images drawn as the {split} images were"
             )
         if self.test is not None:
             lines.append(
@@ -154,8 +160,12 @@ def plan_network(job: PlanJob) -> PlanReport:
     """
     if (job.objective is None) == (job.risk is None):
         raise UserInputError("expected exactly one of a drop, a budget and a risk")
+    if job.seed < 0:
+        raise UserInputError(f"--seed is {job.seed}; expected at least 0")
     tables = _tables(job)
     table = tables[CALIBRATION]
+    if job.risk is not None:
+        check_fresh(table.source, split_is_fresh=job.split_is_fresh)
     costs = costs_from_table(table) if job.costs is None else read_costs(job.costs, table)
     hand_made = None if job.hand_made is None else hand_made_settings(table, *job.hand_made)
     front = plan_front(table, costs, hand_made=hand_made)
@@ -192,8 +202,10 @@ def replay_of(
     data: str | ImageData,
     splits: Sequence[str],
     *,
+    opening: Opening | None = None,
     device: str = "cpu",
     seed: int = 0,
+    cache: Path | str | None = None,
     progress: bool = True,
 ) -> dict[str, ReplayTable]:
     """Run a checkpoint with early exits over some splits.
@@ -202,27 +214,24 @@ def replay_of(
         UserInputError: the file or the data cannot be used.
         UnsupportedModelError: the checkpoint has no early exits.
     """
-    checkpoint = read_checkpoint(checkpoint_file)
-    model = model_from_checkpoint(checkpoint)
+    network = open_checkpoint(checkpoint_file, opening)
+    model = network.model
     if not isinstance(model, GFNetDynn):
         raise UnsupportedModelError(
             f"checkpoint {checkpoint_file} holds a {type(model).__name__} without early exits; "
             "expected one with heads and gates to plan for"
         )
-    if isinstance(data, str):
-        data = load_data(data, image_size=recorded_image_size(checkpoint), seed=seed)
-    recorded = checkpoint.meta.get("preprocessing")
-    normalize = Preprocessing.from_dict(recorded).normalize if recorded else data.normalize
+    data = network.data(data, seed=seed, cache=cache)
     return {
         split: fill_replay(
             model,
             data.splits[split],
-            normalize,
+            data.normalize,
             Source(
                 data=data.name,
                 split=split,
                 data_sha256=data.sha256,
-                checkpoint_sha256=checkpoint.sha256,
+                checkpoint_sha256=network.checkpoint.sha256,
             ),
             device=device,
             progress=progress,
@@ -241,7 +250,14 @@ def _tables(job: PlanJob) -> dict[str, ReplayTable]:
         )
     splits = (CALIBRATION, TEST) if job.test else (CALIBRATION,)
     return replay_of(
-        job.source, job.data, splits, device=job.device, seed=job.seed, progress=job.progress
+        job.source,
+        job.data,
+        splits,
+        opening=job.opening,
+        device=job.device,
+        seed=job.seed,
+        cache=job.cache,
+        progress=job.progress,
     )
 
 

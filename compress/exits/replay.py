@@ -8,12 +8,13 @@ same calls on tensors of the same shapes; in larger batches torch sums in anothe
 move a score by about 1e-7 across a threshold that lies so near.
 
 A file with a table may come from a stranger. It holds no pickles, its arrays are stored without
-compression, so that none is larger in memory than the file on disk, and everything is checked
-before a figure is computed from it.
+compression and claim no more than the file holds, so that none is larger in memory than the file on
+disk, and everything is checked before a figure is computed from it.
 """
 
 import itertools
 import json
+import math
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -28,11 +29,11 @@ from torch import Tensor
 from compress.data.image_data import Split
 from compress.errors import CompressError, UserInputError
 from compress.files import check_readable, replacing
+from compress.measure.accuracy import evaluation_mode
 from compress.measure.exit_macs import exit_check_macs, macs_per_exit
 from compress.models.early_exit import GFNetDynn
+from compress.progress import progress_bar
 from compress.runtime.thresholds import check_thresholds
-from compress.training.accuracy import evaluation_mode
-from compress.training.progress import progress_bar
 
 __all__ = [
     "ReplayTable",
@@ -46,6 +47,7 @@ __all__ = [
 
 FORMAT = "compress.replay/1"
 TYPES = {"logits": "f4", "scores": "f4", "labels": "i8", "macs": "i8", "check_macs": "i8"}
+MAX_MEMBERS = 16
 MAX_DEPTH = 1 << 16
 MAX_MACS = 1 << 53
 
@@ -289,9 +291,7 @@ def load_replay(path: Path) -> ReplayTable:
 
 
 def _read(path: Path) -> ReplayTable:
-    with zipfile.ZipFile(path) as archive:
-        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-            raise ValueError("compressed, which could hide any size")
+    _check_sizes(path)
     with np.load(path, allow_pickle=False) as file:
         head = json.loads(str(file["head"]))
         arrays = {name: _array(file, name) for name in TYPES}
@@ -303,6 +303,35 @@ def _read(path: Path) -> ReplayTable:
         source=Source(**{name: str(text) for name, text in head["source"].items()}),
         **arrays,
     )
+
+
+def _check_sizes(path: Path) -> None:
+    """Raise ValueError where an array claims more than the file holds, before it is allocated."""
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if len(members) > MAX_MEMBERS or len({m.filename for m in members}) < len(members):
+            raise ValueError("arrays that repeat themselves, or too many")
+        for member in members:
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError("compressed, which could hide any size")
+            with archive.open(member) as file:
+                held = _claimed_bytes(file)
+            if held != member.file_size or held > size:
+                raise ValueError(f"{member.filename} claims {held} bytes of {member.file_size}")
+
+
+def _claimed_bytes(file: Any) -> int:
+    """Return how long a .npy file is by its own header."""
+    version = np.lib.format.read_magic(file)
+    readers: dict[Any, Any] = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in readers:
+        raise ValueError(f"version {version} of the format")
+    shape, _, dtype = readers[version](file)
+    return int(file.tell() + math.prod(shape) * dtype.itemsize)
 
 
 def _array(file: Any, name: str) -> Any:

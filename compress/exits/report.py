@@ -9,9 +9,9 @@ from compress.exits.calibration import ExitCalibration, GatedCalibration, Oracle
 from compress.exits.log_text import deployment_block, sweep_block
 from compress.exits.replay import Source
 from compress.exits.sweep import ExitReport
+from compress.measure.accuracy import Accuracy
 from compress.measure.macs import ModelCounts
 from compress.measure.versions import hardware, versions
-from compress.training.accuracy import Accuracy
 
 __all__ = ["Evaluation"]
 
@@ -33,6 +33,7 @@ class Evaluation:
         gated: calibration of what images leave with at the deployed thresholds, or None.
         oracle: the best that the exits could do, or None.
         figures: pictures that were drawn.
+        tables: where the replay table of each split lies.
         settings: what else the figures depend on.
     """
 
@@ -46,6 +47,7 @@ class Evaluation:
     gated: GatedCalibration | None = None
     oracle: Oracle | None = None
     figures: tuple[Path, ...] = ()
+    tables: Mapping[str, Path] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -64,6 +66,7 @@ class Evaluation:
             "gated_calibration": self.gated.to_dict() if self.gated else None,
             "oracle": self.oracle.to_dict() if self.oracle else None,
             "figures": [str(path) for path in self.figures],
+            "replay": {split: str(path) for split, path in self.tables.items()},
             "versions": versions(),
             "hardware": hardware(),
         }
@@ -88,6 +91,9 @@ class Evaluation:
                 "of the images an earlier exit has right and the last head wrong"
             )
         lines += [f"written: {path}" for path in self.figures]
+        lines += [f"table of the {split} split: {path}" for split, path in self.tables.items()]
+        if "calibration" in self.tables:
+            lines.append(f"plan with: python -m compress.plan_exits {self.tables['calibration']}")
         return "\n".join(lines)
 
     def _calibration_table(self) -> list[str]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from compress.errors import UserInputError
 from compress.exits.replay import ReplayTable, decide
-from compress.training.accuracy import Accuracy
+from compress.measure.accuracy import Accuracy
 
 __all__ = [
     "ExitReport",

@@ -18,7 +18,7 @@ from compress.export.benchmark_lineup import check_together, open_subject, subje
 from compress.export.benchmark_options import BenchmarkJob
 from compress.export.benchmark_report import BenchmarkReport
 from compress.export.benchmark_run import Bench
-from compress.export.benchmark_subject import OpenOptions, SubjectSpec
+from compress.export.benchmark_subject import OpenOptions, Subject, SubjectSpec
 from compress.files import check_output
 from compress.measure.device_profile import read_device_profile
 from compress.measure.latency import Clock, pinned_threads
@@ -56,8 +56,8 @@ def benchmark(
         for spec, name in zip(job.subjects, names, strict=True):
             subjects[name] = open_subject(spec, name, options)
             stack.callback(subjects[name].close)
-        side = check_together([*subjects.values()])
-        data = job.data if isinstance(job.data, ImageData) else _load(job, side)
+        first = check_together([*subjects.values()])
+        data = job.data if isinstance(job.data, ImageData) else _load(job, first)
         check_together([*subjects.values()], data)
         bench = Bench(job, subjects, data, clock)
         bench.check(target)
@@ -71,14 +71,19 @@ def _options(job: BenchmarkJob) -> OpenOptions:
         device=job.device,
         backend=job.backend,
         threads=torch.get_num_threads(),
-        image_size=job.image_size,
-        factory=job.factory,
-        unsafe_pickle=job.unsafe_pickle,
+        opening=job.opening,
     )
 
 
-def _load(job: BenchmarkJob, side: int) -> ImageData:
-    return load_data(str(job.data), image_size=side, seed=job.seed)
+def _load(job: BenchmarkJob, subject: Subject) -> ImageData:
+    height, width = subject.image_shape[1:]
+    return load_data(
+        str(job.data),
+        image_size=(height, width),
+        preprocessing=subject.preprocessing,
+        seed=job.seed,
+        cache=job.cache,
+    )
 
 
 def _power(job: BenchmarkJob, uses_gpu: bool) -> PowerChoice:

@@ -8,9 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compress.checkpoint import model_from_checkpoint, read_checkpoint
 from compress.data.image_data import Preprocessing
-from compress.data.sample import check_forward, image_size_of, noise
+from compress.data.sample import noise
 from compress.errors import UserInputError
 from compress.exits.replay import exit_numbers
 from compress.export.benchmark_profiles import (
@@ -25,10 +24,11 @@ from compress.measure.device_profile import DeviceProfile
 from compress.measure.op_profile import OpProfile, device_profile_of, profile_operations
 from compress.models.early_exit import GFNetDynn, with_exits
 from compress.models.gfnet import GFNet
+from compress.models.outputs import logits_of
+from compress.opened import check_forward, open_checkpoint
 from compress.runtime.dispatcher import Dispatcher
 from compress.runtime.manifest import MANIFEST
 from compress.runtime.thresholds import check_thresholds
-from compress.training.transfer import transferred
 
 __all__ = ["BundleSubject", "CheckpointSubject", "run_early"]
 
@@ -44,24 +44,16 @@ class CheckpointSubject(Subject):
     kind = "checkpoint"
 
     def __init__(self, spec: SubjectSpec, name: str, options: OpenOptions) -> None:
-        checkpoint = read_checkpoint(
-            spec.path,
-            factory=options.factory,
-            unsafe_pickle=options.unsafe_pickle,
-            exits=spec.head_positions,
-        )
-        model = transferred(model_from_checkpoint(checkpoint), image_size=options.image_size)
-        model = _deployed(model, spec)
-        size = image_size_of(checkpoint, model, asked=options.image_size)
-        example, _ = noise(model, size, count=1)
-        self.classes = check_forward(model, example, option="--image-size").shape[-1]
+        opened = open_checkpoint(spec.path, spec.opening or options.opening)
+        model = _deployed(opened.model, spec)
+        example, _ = noise(opened.image_shape(), count=1)
+        self.classes = logits_of(check_forward(model, example)).shape[-1]
         self.image_shape = tuple(example.shape[1:])
-        self.name, self.sha256 = name, checkpoint.sha256
-        self.network = str(getattr(model, "display_name", type(model).__name__))
+        self.name, self.sha256 = name, opened.checkpoint.sha256
+        self.network = opened.display_name
         self.thresholds = _bars(model, spec)
         self.positions = _blocks(model)
-        recorded = checkpoint.meta.get("preprocessing")
-        self.preprocessing = Preprocessing.from_dict(recorded) if recorded else None
+        self.preprocessing = opened.preprocessing
         self.device = torch.device(options.device)
         self.uses_gpu = self.device.type == "cuda"
         self.runtime = f"torch on {options.device}"
@@ -89,7 +81,7 @@ class CheckpointSubject(Subject):
     def _chosen_run(self) -> Callable[[Tensor], Outcome]:
         model = self.model
         if not isinstance(model, GFNetDynn):
-            return lambda images: _whole(model(images), 0)
+            return lambda images: _whole(logits_of(model(images)), 0)
         bars = list(self.thresholds)
 
         def early(images: Tensor) -> Outcome:

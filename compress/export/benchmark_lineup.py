@@ -1,9 +1,10 @@
 """Which networks a benchmark times: opened, named, and checked to fit together."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
-from compress.data.image_data import ImageData
+from compress.data.image_data import ImageData, Preprocessing
 from compress.errors import UserInputError
 from compress.export.benchmark_kinds import BundleSubject, CheckpointSubject
 from compress.export.benchmark_subject import OpenOptions, Subject, SubjectSpec
@@ -43,16 +44,16 @@ def subject_names(specs: Sequence[SubjectSpec]) -> list[str]:
     return names
 
 
-def check_together(subjects: Sequence[Subject], data: ImageData | None = None) -> int:
-    """Return the side of the images that all subjects take.
+def check_together(subjects: Sequence[Subject], data: ImageData | None = None) -> Subject:
+    """Return one whose images all subjects take: one that tells how they are prepared, if any does.
 
     Args:
         subjects: at least one.
         data: that they are timed on, once it is known.
 
     Raises:
-        UserInputError: they take images of different sizes, or not square RGB ones, or differ in
-            classes among each other or from the data.
+        UserInputError: they take images of different shapes or pixels, or differ in classes among
+            each other or from the data.
     """
     for one, other in pairwise(subjects):
         if one.image_shape != other.image_shape:
@@ -65,16 +66,25 @@ def check_together(subjects: Sequence[Subject], data: ImageData | None = None) -
                 f"{one.name} has {one.classes} classes and {other.name} {other.classes}; expected "
                 "networks for the same data"
             )
-    first = subjects[0]
-    channels, height, width = first.image_shape
-    if channels != 3 or height != width:
-        raise UserInputError(
-            f"{first.name} takes images of {_size(first)}; expected square RGB ones, as all data "
-            "give"
-        )
+    telling = [subject for subject in subjects if subject.preprocessing is not None]
+    for one, other in pairwise(telling):
+        if _pixels(one) != _pixels(other):
+            raise UserInputError(
+                f"{one.name} and {other.name} record other ways to prepare a picture; expected "
+                "one, as all are timed over the same images"
+            )
+    first = (telling or subjects)[0]
     if data is not None:
         _check_data(first, data)
-    return height
+    return first
+
+
+def _pixels(subject: Subject) -> Preprocessing | None:
+    """What is done to pixels before they are normalised, which each network does its own way."""
+    told = subject.preprocessing
+    if told is None:
+        return None
+    return replace(told, mean=(0.0,) * told.channels, std=(1.0,) * told.channels)
 
 
 def _check_data(subject: Subject, data: ImageData) -> None:
@@ -83,11 +93,11 @@ def _check_data(subject: Subject, data: ImageData) -> None:
             f"{subject.name} has {subject.classes} classes, but the data {data.name} have "
             f"{len(data.classes)}; expected the data that it was trained for"
         )
-    side = data.preprocessing.image_size
-    if side != subject.image_shape[-1]:
+    given = data.preprocessing.shape
+    if given != tuple(subject.image_shape):
         raise UserInputError(
-            f"{subject.name} takes images of {_size(subject)}, but the data {data.name} were "
-            f"loaded at {side}x{side}; load them at its size"
+            f"{subject.name} takes images of {_size(subject)}, but the data {data.name} give "
+            f"{'x'.join(map(str, given))}; load them as it needs them"
         )
 
 

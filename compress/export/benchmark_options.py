@@ -1,12 +1,13 @@
 """What a benchmark is asked for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from compress.data.image_data import ImageData
 from compress.errors import UserInputError
 from compress.export.benchmark_energy import ENERGY_CHOICES
 from compress.export.benchmark_subject import SubjectSpec
+from compress.opened import Opening
 
 __all__ = ["BenchmarkJob"]
 
@@ -25,7 +26,7 @@ class BenchmarkJob:
         threads: inside an operation; None leaves it to torch, and bundles take as many.
         device: where checkpoints run.
         backend: that runs bundles; None takes TensorRT where there are engines and a GPU.
-        image_size: side to which a GFNet is resampled; None takes that of the networks.
+        opening: how checkpoints are opened.
         profile: also time each operation or segment.
         operators: also time each operator of the bundles, by ONNX Runtime's profiler.
         memory: also measure peak memory, in a process for each network.
@@ -35,9 +36,8 @@ class BenchmarkJob:
         predict: name or file of a device profile to predict for.
         save_profile: file for the profile of this device, of the one network with exits.
         force: replace existing files.
-        factory: "package.module:function" for a network that is not of `compress.models`.
-        unsafe_pickle: read whole-module pickles, which runs code from the file.
         seed: of the split of the data.
+        cache: folder of decoded images, or "off"; None takes the usual folder.
         progress: show bars on stderr.
     """
 
@@ -50,7 +50,7 @@ class BenchmarkJob:
     threads: int | None = None
     device: str = "cpu"
     backend: str | None = None
-    image_size: int | None = None
+    opening: Opening = field(default_factory=Opening)
     profile: bool = True
     operators: bool = False
     memory: bool = True
@@ -60,9 +60,8 @@ class BenchmarkJob:
     predict: str | Path | None = None
     save_profile: Path | None = None
     force: bool = False
-    factory: str | None = None
-    unsafe_pickle: bool = False
     seed: int = 0
+    cache: Path | str | None = None
     progress: bool = True
 
     def __post_init__(self) -> None:

@@ -25,7 +25,7 @@ from compress.measure.op_profile import Operation, OpProfile
 from compress.optional import require
 from compress.runtime.dispatcher import Dispatcher
 from compress.runtime.manifest import Manifest, Segment
-from compress.runtime.onnxruntime_backend import SLOWER
+from compress.runtime.onnxruntime_session import SLOWER
 
 __all__ = [
     "HOST_LOOP",

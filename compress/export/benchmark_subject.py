@@ -5,7 +5,7 @@ device and the wait for its end are in it, decoding and normalising are not.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from compress.data.image_data import Preprocessing
 from compress.measure.device_profile import DeviceProfile
 from compress.measure.op_profile import OpProfile
+from compress.opened import Opening
 
 __all__ = ["OpenOptions", "Outcome", "Subject", "SubjectSpec"]
 
@@ -30,14 +31,14 @@ class SubjectSpec:
         thresholds: one for all exits or one for each; None takes those of the bundle. A checkpoint
             with exits needs them; without exits they mean nothing.
         exits: blocks whose exits are deployed, of a checkpoint; None is all.
-        head_positions: blocks behind which the heads of a foreign checkpoint stand.
+        opening: how it is opened, a checkpoint; None is as all others.
     """
 
     path: Path
     name: str | None = None
     thresholds: float | Sequence[float] | None = None
     exits: Sequence[int] | None = None
-    head_positions: Sequence[int] | None = None
+    opening: Opening | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,17 +49,13 @@ class OpenOptions:
         device: where checkpoints run.
         backend: that runs bundles; None chooses.
         threads: inside an operation, on the processor.
-        image_size: side to which a GFNet is resampled, or which other networks get.
-        factory: "package.module:function" for a network that is not of `compress.models`.
-        unsafe_pickle: read whole-module pickles, which runs code from the file.
+        opening: how checkpoints are opened.
     """
 
     device: str = "cpu"
     backend: str | None = None
     threads: int
-    image_size: int | None = None
-    factory: str | None = None
-    unsafe_pickle: bool = False
+    opening: Opening = field(default_factory=Opening)
 
 
 class Subject:

@@ -1,7 +1,9 @@
 """Write the segments of a network as the files of a bundle."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,12 @@ from compress.measure.exit_macs import exit_check_macs
 from compress.models.early_exit import GFNetDynn
 from compress.runtime.manifest import Segment
 
-__all__ = ["SegmentFiles", "write_segments"]
+__all__ = ["SegmentFiles", "foreign_in_bundle", "is_bundle", "write_segments"]
 
+FILES = (
+    *("manifest.json", "segment_*.onnx", "segment_*.engine", "engines.json", "timing.cache"),
+    ".*.part",  # what a killed writer left
+)
 INT8_IMAGES = 128  # of calibration; more moved no scale on the data at hand
 
 
@@ -98,6 +104,23 @@ def write_segments(
     return SegmentFiles(
         segments=tuple(written), opset=target.opset, reference=tuple(reference), notes=notes
     )
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder holds a manifest of ours, of whatever version."""
+    try:
+        content = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        return str(content["format"]).startswith("compress.bundle/")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def foreign_in_bundle(folder: Path) -> list[str]:
+    """Return what lies in a folder and is no part of a bundle; all of it without a manifest."""
+    names = sorted(each.name for each in folder.iterdir())
+    if not is_bundle(folder):
+        return names
+    return [name for name in names if not any(fnmatch(name, form) for form in FILES)]
 
 
 def _split(source: ExportSource, network: nn.Module) -> list[SegmentModule]:

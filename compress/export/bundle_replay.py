@@ -6,7 +6,7 @@ that dispatches the bundle, so its gates are the very numbers that the dispatche
 """
 
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from compress.data.image_data import Split
 from compress.errors import CompressError, UserInputError
 from compress.exits.replay import ReplayTable, Source, decide
+from compress.progress import progress_bar
 from compress.runtime.backend import Backend
 from compress.runtime.backends import open_backend
 from compress.runtime.manifest import Manifest, read_manifest
 from compress.runtime.preprocessing import Preprocessing
 from compress.runtime.reference_rates import ReferenceRates
-from compress.training.progress import progress_bar
 
 __all__ = ["CHECK_MACS", "reference_rates", "replay_bundle"]
 
@@ -104,13 +104,7 @@ def _all_exits(
 
 def _positions(manifest: Manifest) -> tuple[int, ...]:
     """Return the block behind which each exit stands."""
-    ends = [0, *(segment.blocks[1] for segment in manifest.segments)]
-    if manifest.exits and not all(a < b for a, b in pairwise(ends)):
-        raise UserInputError(
-            f"the segments of {manifest.name} end behind the blocks {ends[1:]}; expected each "
-            "behind the one before, so export the bundle again"
-        )
-    return tuple(end - 1 for end in ends[1:-1])
+    return tuple(segment.blocks[1] - 1 for segment in manifest.segments[:-1])
 
 
 def _check(manifest: Manifest, split: Split, source: Source, size: int) -> Preprocessing:
@@ -134,11 +128,13 @@ def _check(manifest: Manifest, split: Split, source: Source, size: int) -> Prepr
 
 
 def _check_fit(manifest: Manifest, split: Split, source: Source) -> None:
-    side = split.source.image_size
-    if manifest.image.shape != (3, side, side):
+    given, wanted = (
+        "x".join(map(str, shape)) for shape in (split.source.shape, manifest.image.shape)
+    )
+    if given != wanted:
         raise UserInputError(
-            f"the images of {source.data} are {side}x{side}, but {manifest.name} takes "
-            f"{'x'.join(map(str, manifest.image.shape[1:]))}; load the data at that size"
+            f"the images of {source.data} are {given}, but {manifest.name} takes {wanted}; load "
+            "the data at that size"
         )
     classes = len(manifest.classes)
     if int(split.labels.max()) >= classes:
@@ -146,7 +142,6 @@ def _check_fit(manifest: Manifest, split: Split, source: Source) -> None:
             f"{source.data} has labels up to {int(split.labels.max())}, but {manifest.name} has "
             f"{classes} classes; expected the data that it was trained for"
         )
-    _positions(manifest)
 
 
 def _check_macs(manifest: Manifest) -> list[int]:

@@ -3,7 +3,7 @@
 import functools
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,13 @@ from compress.data.image_data import ImageData
 from compress.errors import ToolchainError, UserInputError
 from compress.exits.recalibrate import Recalibration, recalibrated
 from compress.exits.replay import ReplayTable, Source, fill_replay
-from compress.export.bundle import INT8_IMAGES, SegmentFiles, write_segments
+from compress.export.bundle import (
+    INT8_IMAGES,
+    SegmentFiles,
+    foreign_in_bundle,
+    is_bundle,
+    write_segments,
+)
 from compress.export.bundle_replay import reference_rates, replay_bundle
 from compress.export.onnx_file import onnx_session
 from compress.export.parity import BundleParity, check_parity, measure_parity
@@ -23,10 +29,11 @@ from compress.export.targets import target
 from compress.files import replacing_folder
 from compress.measure.versions import hardware, versions
 from compress.models.early_exit import GFNetDynn
+from compress.opened import Opening
 from compress.runtime.cuda import probe_cuda
 from compress.runtime.engine_builder import build_engines
 from compress.runtime.engines import EngineSet
-from compress.runtime.manifest import MANIFEST, Manifest, write_manifest
+from compress.runtime.manifest import Manifest, write_manifest
 from compress.runtime.preprocessing import Preprocessing
 
 __all__ = [
@@ -60,14 +67,12 @@ class ExportJob:
         max_batch: the most images that a segment takes at a time.
         builder: one of `BUILDERS`; "auto" builds engines where the target is here.
         data: "digits", "cifar10:DIR", "folder:DIR", or the images; None takes what is recorded.
-        image_size: side in pixels, for networks that take any.
+        opening: how the checkpoint is opened.
         tolerance: largest relative error of the logits of an image; None takes the precision's.
         keep_int8: keep int8 in segments that it does not make faster here, too.
-        head_positions: blocks behind which the heads of a foreign checkpoint stand.
-        factory: "package.module:function" for a network that is not of `compress.models`.
-        unsafe_pickle: read whole-module pickles, which runs code from the file.
         force: replace a bundle that is there.
         seed: of the split of the data, and of noise.
+        cache: folder of decoded images, or "off"; None takes the usual folder.
         progress: show bars on stderr.
     """
 
@@ -82,14 +87,12 @@ class ExportJob:
     max_batch: int = 1
     builder: str = "auto"
     data: str | ImageData | None = None
-    image_size: int | None = None
+    opening: Opening = field(default_factory=Opening)
     tolerance: float | None = None
     keep_int8: bool = False
-    head_positions: tuple[int, ...] | None = None
-    factory: str | None = None
-    unsafe_pickle: bool = False
     force: bool = False
     seed: int = 0
+    cache: Path | str | None = None
     progress: bool = True
 
 
@@ -172,13 +175,11 @@ def export_checkpoint(job: ExportJob) -> ExportReport:
         thresholds=job.thresholds,
         plan=job.plan,
         data=job.data,
-        image_size=job.image_size,
-        factory=job.factory,
-        unsafe_pickle=job.unsafe_pickle,
-        head_positions=job.head_positions,
+        opening=job.opening,
         seed=job.seed,
+        cache=job.cache,
     )
-    with replacing_folder(job.output) as folder:
+    with replacing_folder(job.output, foreign_in=foreign_in_bundle) as folder:
         files = write_segments(
             source,
             folder,
@@ -214,7 +215,7 @@ def _check(job: ExportJob) -> None:
     """Before a minute of exporting, not after."""
     if job.builder not in BUILDERS:
         raise UserInputError(f"--builder is {job.builder!r}; expected one of {', '.join(BUILDERS)}")
-    if job.output.exists() and not (job.output / MANIFEST).exists():
+    if job.output.exists() and not is_bundle(job.output):
         raise UserInputError(
             f"output {job.output} exists and is no bundle; give another name with -o/--output"
         )

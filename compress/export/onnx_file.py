@@ -13,7 +13,7 @@ from compress.errors import AccuracyError, ToolchainError
 from compress.export.graph import OPSET, graph_from_module
 from compress.files import replacing, sha256_of
 from compress.optional import require
-from compress.runtime.onnxruntime_backend import SLOWER
+from compress.runtime.onnxruntime_session import SLOWER
 
 __all__ = ["OnnxExport", "Parity", "onnx_from_module", "onnx_session", "session_runner"]
 

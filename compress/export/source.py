@@ -7,17 +7,18 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from compress.checkpoint import Checkpoint, model_from_checkpoint, read_checkpoint
+from compress.checkpoint import Checkpoint, read_checkpoint
 from compress.data.image_data import ImageData, Preprocessing
-from compress.data.sample import check_forward, image_size_of, noise, pictures
-from compress.data.spec import load_data
+from compress.data.sample import noise, pictures
 from compress.errors import CompressError, UserInputError
 from compress.exits.plan import ExitPlan, read_plan
 from compress.exits.replay import exit_numbers
 from compress.models.early_exit import GFNetDynn, with_exits
+from compress.models.outputs import logits_of
+from compress.opened import Opened, Opening, check_forward, open_checkpoint
 from compress.runtime.thresholds import check_thresholds
 
-__all__ = ["ExportSource", "image_data_for", "newest_checkpoint", "open_export"]
+__all__ = ["ExportSource", "newest_checkpoint", "open_export"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,11 +65,9 @@ def open_export(
     thresholds: float | Sequence[float] | None = None,
     plan: Path | None = None,
     data: str | ImageData | None = None,
-    image_size: int | None = None,
-    factory: str | None = None,
-    unsafe_pickle: bool = False,
-    head_positions: Sequence[int] | None = None,
+    opening: Opening | None = None,
     seed: int = 0,
+    cache: Path | str | None = None,
 ) -> ExportSource:
     """Open a checkpoint for export.
 
@@ -80,31 +79,26 @@ def open_export(
         plan: file that names exits and thresholds.
         data: where images come from; None takes the digits where the network was trained on them,
             else noise.
-        image_size: side in pixels, for networks that take any; None takes what is recorded.
-        factory: "package.module:function" for a network that is not of `compress.models`.
-        unsafe_pickle: read whole-module pickles, which runs code from the file.
-        head_positions: blocks behind which the heads of a foreign checkpoint stand.
+        opening: how the checkpoint is opened.
         seed: of the split of the data, and of noise.
+        cache: folder of decoded images, or "off"; None takes the usual folder.
 
     Raises:
         UserInputError: a file or an option cannot be used, or they do not fit one another.
         UnsupportedModelError: the network is not known, or computes NaN.
     """
-    checkpoint = read_checkpoint(
-        path, factory=factory, unsafe_pickle=unsafe_pickle, exits=head_positions
-    )
-    model = model_from_checkpoint(checkpoint)
+    network = open_checkpoint(path, opening)
+    model, checkpoint = network.model, network.checkpoint
     planned = None if plan is None else read_plan(plan)
     if split_exits:
         model, bars = _with_chosen_exits(model, checkpoint, exits, thresholds, planned)
     else:
         _expect_no_exit_options(exits=exits, thresholds=thresholds, plan=plan)
         bars = ()
-    size = image_size_of(checkpoint, model, asked=image_size)
-    opened = _data(data, checkpoint, size, seed)
-    preprocessing = _preprocessing(checkpoint, opened, size)
-    images, name = _images(model, opened, preprocessing, size, seed)
-    logits = check_forward(model, images, option="--image-size")
+    loaded = _data(data, network, seed, cache)
+    preprocessing = _preprocessing(network, loaded)
+    images, name = _images(network, loaded, seed)
+    logits = logits_of(check_forward(model, images))
     return ExportSource(
         path=path,
         checkpoint=checkpoint,
@@ -112,8 +106,8 @@ def open_export(
         thresholds=bars,
         images=images,
         images_name=name,
-        data=opened,
-        classes=_classes(checkpoint, opened, logits.shape[-1]),
+        data=loaded,
+        classes=_classes(network, loaded, logits.shape[-1]),
         preprocessing=preprocessing,
         plan=planned,
     )
@@ -198,52 +192,25 @@ def _expect_no_exit_options(**options: object) -> None:
 
 
 def _data(
-    data: str | ImageData | None, checkpoint: Checkpoint, size: tuple[int, int], seed: int
+    data: str | ImageData | None, network: Opened, seed: int, cache: Path | str | None
 ) -> ImageData | None:
-    recorded = checkpoint.meta.get("data", {}).get("name")
-    chosen = data or (BUILT_IN if recorded == BUILT_IN else None)
-    return None if chosen is None else image_data_for(chosen, size, seed=seed)
+    recorded = network.checkpoint.meta.get("data")
+    was_built_in = isinstance(recorded, dict) and recorded.get("name") == BUILT_IN
+    chosen = data or (BUILT_IN if was_built_in else None)
+    return None if chosen is None else network.data(chosen, seed=seed, cache=cache)
 
 
-def image_data_for(data: str | ImageData, size: Sequence[int], *, seed: int = 0) -> ImageData:
-    """Load the images for a network, unless they are loaded already.
-
-    Args:
-        data: "digits", "cifar10:DIR", "folder:DIR", or the images.
-        size: height and width that the network takes, last.
-        seed: of the split.
-
-    Raises:
-        UserInputError: the network takes images that are not square, which no data give.
-    """
-    if isinstance(data, ImageData):
-        return data
-    height, width = size[-2:]
-    if height != width:
-        raise UserInputError(
-            f"the network takes images of {height}x{width}, and --data {data} gives square ones; "
-            "leave --data out to compare on noise"
-        )
-    return load_data(data, image_size=height, seed=seed)
+def _images(network: Opened, data: ImageData | None, seed: int) -> tuple[Tensor, str]:
+    if data is not None:
+        return pictures(data, count=COMPARED_IMAGES)
+    logger.warning(
+        "note: compared on noise; --data SPEC compares on real images of the network's kind"
+    )
+    return noise(network.image_shape(), count=NOISE_IMAGES, seed=seed)
 
 
-def _images(
-    model: nn.Module,
-    data: ImageData | None,
-    preprocessing: Preprocessing | None,
-    size: tuple[int, int],
-    seed: int,
-) -> tuple[Tensor, str]:
-    if data is None or preprocessing is None:
-        logger.warning(
-            "note: compared on noise; --data SPEC compares on real images of the network's kind"
-        )
-        return noise(model, size, count=NOISE_IMAGES, seed=seed)
-    return pictures(data, size, count=COMPARED_IMAGES, seed=seed, normalize=preprocessing.normalize)
-
-
-def _classes(checkpoint: Checkpoint, data: ImageData | None, count: int) -> tuple[str, ...]:
-    names = checkpoint.meta.get("classes") or (None if data is None else data.classes)
+def _classes(network: Opened, data: ImageData | None, count: int) -> tuple[str, ...]:
+    names = network.classes or (None if data is None else data.classes)
     if names is None:
         return tuple(map(str, range(count)))
     if len(names) != count:
@@ -251,20 +218,15 @@ def _classes(checkpoint: Checkpoint, data: ImageData | None, count: int) -> tupl
             f"the network has {count} classes and its data {len(names)}; expected the data that it "
             "was trained for"
         )
-    return tuple(map(str, names))
+    return tuple(names)
 
 
-def _preprocessing(
-    checkpoint: Checkpoint, data: ImageData | None, size: tuple[int, int]
-) -> Preprocessing | None:
+def _preprocessing(network: Opened, data: ImageData | None) -> Preprocessing | None:
     """As the network was trained, where its checkpoint tells; else as the data are."""
-    recorded = checkpoint.meta.get("preprocessing")
-    given = None if data is None else data.preprocessing
-    found = Preprocessing.from_dict(recorded) if recorded else given
-    if found is None or (found.image_size, found.image_size) != size:
+    found = network.preprocessing or (None if data is None else data.preprocessing)
+    if found is None:
         logger.warning(
             "note: nothing tells how pictures are prepared for this network, so the bundle takes "
             "prepared images alone; --data SPEC tells"
         )
-        return None
     return found

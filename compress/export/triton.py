@@ -21,16 +21,15 @@ them share: `tritonserver --backend-config=onnxruntime,enable-global-threadpool=
 `--backend-config=onnxruntime,intra_op_thread_count=…`.
 """
 
+import functools
 import re
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from compress.errors import UserInputError
 from compress.export.triton_bls import CARRIED
-from compress.files import replacing, write_text
+from compress.files import replacing, replacing_folder, write_text
 from compress.runtime.engines import EngineSet, read_engines
 from compress.runtime.manifest import Manifest, TensorSpec, read_manifest
 
@@ -66,7 +65,7 @@ def write_triton(
     _check_names(manifest)
     name = _model_name(manifest)
     _check_place(repository, name, force=force)
-    with _replacing_folder(repository) as part:
+    with replacing_folder(repository, foreign_in=functools.partial(_foreign, name=name)) as part:
         for number in range(len(manifest.segments)):
             _write_segment(part, bundle, manifest, engines, number)
         _write_dispatcher(part / name, manifest)
@@ -117,8 +116,7 @@ def _check_place(repository: Path, name: str, *, force: bool) -> None:
         raise UserInputError(
             f"model repository {repository} exists; give another folder, or --force to replace it"
         )
-    ours = re.compile(re.escape(name) + r"(_segment_\d+)?")
-    foreign = sorted(each.name for each in repository.iterdir() if not ours.fullmatch(each.name))
+    foreign = _foreign(repository, name)
     if foreign:
         raise UserInputError(
             f"model repository {repository} also holds {', '.join(foreign)[:200]}, which --force "
@@ -126,33 +124,9 @@ def _check_place(repository: Path, name: str, *, force: bool) -> None:
         )
 
 
-@contextmanager
-def _replacing_folder(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `folder`; put it in its place when the block ends well."""
-    folder = folder.resolve()  # "." has no name, and a link keeps pointing to the folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(
-            tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent)
-        )
-    except OSError as err:
-        raise UserInputError(
-            f"{folder} cannot be written ({err.strerror}); give another place"
-        ) from err
-    part, old = scratch / "new", scratch / "old"
-    try:
-        part.mkdir()
-        yield part
-        if folder.exists():
-            folder.rename(old)
-        try:
-            part.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+def _foreign(repository: Path, name: str) -> list[str]:
+    ours = re.compile(re.escape(name) + r"(_segment_\d+)?")
+    return sorted(each.name for each in repository.iterdir() if not ours.fullmatch(each.name))
 
 
 def _write_segment(

@@ -83,6 +83,7 @@ def fit_widths_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
                 _fit_layer_(f"{name}.{key}" if name else key, layer, own.shape, wanted.shape)
                 _fit_tensors_(layer, {k: state.get(f"{name}.{k}" if name else k) for k in TENSORS})
                 break
+        _fit_others_(name, layer, state)
 
 
 def _fit_layer_(name: str, layer: nn.Module, own: torch.Size, wanted: torch.Size) -> None:
@@ -106,6 +107,27 @@ def _fit_layer_(name: str, layer: nn.Module, own: torch.Size, wanted: torch.Size
             f"{type(layer).__name__} of the factory's network; expected a layer whose width alone "
             "differs, so give the factory that the checkpoint was made from"
         )
+
+
+def _fit_others_(name: str, layer: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Fit vectors that a layer of the user's own keeps besides, such as the γ of a layer scale.
+
+    Numbers of the layer that were the old width are taken for it.
+    """
+    for key, own in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
+        wanted = state.get(f"{name}.{key}" if name else key)
+        if key in TENSORS or wanted is None or own.shape == wanted.shape:
+            continue
+        if _is_vector(own.shape) and own.dim() == wanted.dim() and _is_vector(wanted.shape):
+            _fit_tensors_(layer, {key: wanted})
+            for attribute, value in vars(layer).items():
+                if type(value) is int and value == own.numel() != 1:
+                    setattr(layer, attribute, wanted.numel())
+
+
+def _is_vector(shape: torch.Size) -> bool:
+    """Whether all sides but one are 1, as of (C,) and (1, C, 1, 1)."""
+    return max(shape, default=1) == shape.numel() > 0
 
 
 def _fit_tensors_(layer: nn.Module, wanted: Mapping[str, Tensor | None]) -> None:

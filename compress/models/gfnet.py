@@ -100,7 +100,7 @@ class GFNet(nn.Module):
             "frequency_scale": frequency_scale,
             "drop_path": drop_path,
         }
-        check_config(self.config)
+        check_config(self.config, whole_patches=grid is None)
         patches = (size[0] // patch_size, size[1] // patch_size)
         tokens = patches[0] * patches[1] + DISTIL_TOKENS * distilled
         self.config["grid"] = list(grid or token_grid(patches, distilled=distilled))

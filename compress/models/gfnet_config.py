@@ -13,8 +13,14 @@ __all__ = ["check_config", "check_frequencies", "check_grid", "check_image"]
 MAX_SIZE = 1 << 16
 
 
-def check_config(config: Mapping[str, Any]) -> None:
-    """Raise UserInputError unless sizes, image size and drop path are in range."""
+def check_config(config: Mapping[str, Any], *, whole_patches: bool = True) -> None:
+    """Raise UserInputError unless sizes, image size and drop path are in range.
+
+    Args:
+        config: of the network.
+        whole_patches: expect the patches to cover the image. Networks that were trained without
+            that, as at 600 pixels on 37 patches of 16, tell their grid.
+    """
     size, patch = config["image_size"], config["patch_size"]
     counts = [*size, patch, config["in_channels"], config["width"], config["num_classes"]]
     for count in [*counts, *config["hidden"]]:
@@ -25,7 +31,7 @@ def check_config(config: Mapping[str, Any]) -> None:
             f"image size is {size} and depth {len(config['hidden'])}; expected a side or height "
             "and width, and at least one block"
         )
-    if size[0] % patch or size[1] % patch:
+    if whole_patches and (size[0] % patch or size[1] % patch):
         raise UserInputError(
             f"image size {size[0]}x{size[1]} is not divisible by the patch size {patch}; expected "
             f"multiples of {patch}, such as {_multiples(size, patch)}"

@@ -4,16 +4,15 @@ Names, shapes and initialisation are those of torchvision's `vgg*_bn`, so its ch
 strictly. A network that was slimmed is the same class with other widths.
 """
 
-import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from compress.errors import UnsupportedModelError, UserInputError
+from compress.errors import UserInputError
 from compress.models.channels import ChannelGroup, TensorSlice
+from compress.models.vgg_layout import infer_vgg_config
 
 __all__ = ["VGG", "VGG_DEPTHS", "vgg_bn"]
 
@@ -81,6 +80,12 @@ class VGG(nn.Module):
         depths = tuple(len(stage) for stage in self.config["widths"])
         return next((f"vgg{n}_bn" for n, d in VGG_DEPTHS.items() if d == depths), "vgg_bn")
 
+    @property
+    def default_input_size(self) -> int | None:
+        """Side of the images that this form is published for; None where unknown."""
+        sides = {1: 32, 7: 224}  # by the side of the map that five pools leave
+        return sides.get(self.config["pooled"]) if len(self.config["widths"]) == 5 else None
+
     def channel_groups(self) -> list[ChannelGroup]:
         """One group a convolution; its BatchNorm scores it, the next layer reads it."""
         convs = [i for i, layer in enumerate(self.features) if isinstance(layer, nn.Conv2d)]
@@ -101,23 +106,12 @@ class VGG(nn.Module):
         """Read the configuration from the names and shapes of a state_dict.
 
         Returns:
-            None where the names are not those of a VGG with BatchNorm.
+            None where the names are not those of torchvision's VGG with BatchNorm.
 
         Raises:
             UnsupportedModelError: a VGG, but without BatchNorm or with a layout of its own.
         """
-        convs = sorted(
-            int(match[1])
-            for name, tensor in state.items()
-            if (match := re.fullmatch(r"features\.(\d+)\.weight", name)) and tensor.dim() == 4
-        )
-        if not convs or "classifier.0.weight" not in state:
-            return None
-        return {
-            "widths": _infer_widths(state, convs),
-            "in_channels": state[f"features.{convs[0]}.weight"].shape[1],
-            **_infer_classifier(state, convs[-1]),
-        }
+        return infer_vgg_config(state)
 
     def _initialise(self) -> None:
         if self.features[0].weight.is_meta:
@@ -175,47 +169,6 @@ def _group(conv: int, reader: TensorSlice) -> ChannelGroup:
         slices=(*(TensorSlice(tensor=name, dim=0) for name in own), reader),
         consumer=reader,
     )
-
-
-def _infer_widths(state: Mapping[str, Tensor], convs: Sequence[int]) -> list[list[int]]:
-    """A gap of four between convolutions holds a pool, a gap of three does not."""
-    stages: list[list[int]] = [[]]
-    for conv, following in zip(convs, [*convs[1:], convs[-1] + 4], strict=True):
-        if f"features.{conv + 1}.running_mean" not in state:
-            raise UnsupportedModelError(
-                f"features.{conv} of this VGG has no BatchNorm behind it; network slimming ranks "
-                "channels by BatchNorm's γ, so train the *_bn form of the network"
-            )
-        if following - conv not in (3, 4):
-            raise UnsupportedModelError(
-                f"features.{conv} and features.{following} lie {following - conv} apart; expected "
-                "Conv-BatchNorm-ReLU and at most one pool between them, as in torchvision's VGG"
-            )
-        stages[-1].append(state[f"features.{conv}.weight"].shape[0])
-        if following - conv == 4:
-            stages.append([])
-    return stages[:-1]
-
-
-def _infer_classifier(state: Mapping[str, Tensor], last_conv: int) -> dict[str, Any]:
-    linears = sorted(
-        int(match[1])
-        for name in state
-        if (match := re.fullmatch(r"classifier\.(\d+)\.weight", name))
-    )
-    shapes = [state[f"classifier.{i}.weight"].shape for i in linears]
-    channels = state[f"features.{last_conv}.weight"].shape[0]
-    side = math.isqrt(shapes[0][-1] // channels)
-    if any(len(shape) != 2 for shape in shapes) or side**2 * channels != shapes[0][-1]:
-        raise UnsupportedModelError(
-            f"classifier.0 reads {shapes[0][-1]} values, but the last convolution has {channels} "
-            "channels; expected channels times a square map, as in torchvision's VGG"
-        )
-    return {
-        "num_classes": shapes[-1][0],
-        "hidden": [shape[0] for shape in shapes[:-1]],
-        "pooled": side,
-    }
 
 
 def _check_config(config: Mapping[str, Any]) -> None:

@@ -1,44 +1,30 @@
 """Run the tasks that are not done yet.
 
 A task is done when its folder holds `done.json` with the fingerprint of what decides its result:
-kind, options, data, seed, the results that it read, and the sources of this package. A task that
-was killed left `started.json` with the same fingerprint, and goes on from what it saved; a folder
-of another fingerprint is cleared first. So a run that was killed continues, a changed option
+kind and version of the kind, options, data, seed, and the results that it read. A task that was
+killed left `started.json` with the same fingerprint, and goes on from what it saved; a folder of
+another fingerprint is moved aside first. So a run that was killed continues, a changed option
 repeats what depends on it and nothing else, and a finished recipe starts and ends at once.
 """
 
-import fcntl
-import functools
 import hashlib
 import json
 import logging
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import compress
-from compress.errors import CompressError, UserInputError
-from compress.files import sha256_of, write_json
+from compress.errors import CompressError
+from compress.files import sweep_parts
 from compress.recipe.plan import Task
+from compress.recipe.record import read_done, write_done
+from compress.recipe.run_folder import clear_task, opened_run, prepare_task
 
-__all__ = [
-    "Context",
-    "Outcome",
-    "files_are_whole",
-    "fingerprint_of",
-    "locked",
-    "read_json_file",
-    "run_one",
-    "run_tasks",
-]
+__all__ = ["Context", "Outcome", "Work", "fingerprint_of", "finished", "run_one", "run_tasks"]
 
 logger = logging.getLogger(__name__)
-
-DONE, STARTED = "done.json", "started.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +83,7 @@ def run_tasks(
     run_dir: Path,
     *,
     identity: Mapping[str, Any],
+    recipe_json: str | None = None,
     fresh: bool = False,
 ) -> dict[str, Outcome]:
     """Run tasks in order, skipping what is done.
@@ -106,19 +93,19 @@ def run_tasks(
         work: per kind the function that does it and returns its figures; files go to the folder.
         run_dir: one folder below it per task.
         identity: JSON values that decide every task, such as the sha256 of the data and the seed.
+        recipe_json: for the recipe.json of the run.
         fresh: clear the run first.
 
     Returns:
         The outcome of every task by name.
 
     Raises:
-        UserInputError: another process works on this run.
+        UserInputError: another process works on this run, or the folder is none of ours.
         CompressError: a task failed; the message names it, and where finished work lies.
     """
-    with locked(run_dir):
-        if fresh:
-            for task in tasks:
-                shutil.rmtree(run_dir / task.name, ignore_errors=True)
+    with opened_run(run_dir, recipe_json):
+        for task in tasks if fresh else ():
+            clear_task(run_dir, task.name)
         outcomes: dict[str, Outcome] = {}
         for number, task in enumerate(tasks, start=1):
             inputs = {name: outcomes[name] for name in task.needs}
@@ -131,47 +118,32 @@ def run_tasks(
 
 def run_one(context: Context, work: Work, fingerprint: str, place: str) -> Outcome:
     """Return what a task left when it is done already; else do it now."""
-    done = read_json_file(context.folder / DONE)
-    if done.get("fingerprint") == fingerprint and files_are_whole(context.folder, done["files"]):
+    found = finished(context, fingerprint)
+    if found is not None:
         logger.info("%s: unchanged, not run again", place)
-        figures = done["figures"]
-    else:
-        logger.info("%s", place)
-        started = time.perf_counter()
-        _begin(context.folder, fingerprint)
-        try:
-            figures = work(context)
-        except CompressError as err:
-            raise type(err)(f"{place}: {err} (finished steps are kept)") from err
-        _finish(context.folder, fingerprint, figures)
-        logger.info("%s: done in %.1f s", place, time.perf_counter() - started)
+        return found
+    logger.info("%s", place)
+    started = time.perf_counter()
+    prepare_task(context.folder, fingerprint, place)
+    try:
+        figures = work(context)
+    except CompressError as err:
+        raise type(err)(f"{place}: {err} (finished steps are kept)") from err
+    sweep_parts(context.folder, below=True)  # they are no result
+    write_done(context.folder, fingerprint, figures)
+    logger.info("%s: done in %.1f s", place, time.perf_counter() - started)
     return Outcome(
         task=context.task, folder=context.folder, figures=figures, fingerprint=fingerprint
     )
 
 
-def _begin(folder: Path, fingerprint: str) -> None:
-    """Keep what an interrupted run of the same fingerprint saved; clear anything else."""
-    (folder / DONE).unlink(missing_ok=True)
-    if read_json_file(folder / STARTED).get("fingerprint") != fingerprint:
-        shutil.rmtree(folder, ignore_errors=True)
-        write_json(folder / STARTED, {"fingerprint": fingerprint})
-
-
-def _finish(folder: Path, fingerprint: str, figures: dict[str, Any]) -> None:
-    files = {
-        str(path.relative_to(folder)): sha256_of(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in (DONE, STARTED)
-    }
-    write_json(folder / DONE, {"fingerprint": fingerprint, "figures": figures, "files": files})
-
-
-def files_are_whole(folder: Path, files: Mapping[str, str]) -> bool:
-    """Tell whether all files are there with the sha256 that they were left with."""
-    return all(
-        (folder / name).is_file() and sha256_of(folder / name) == digest
-        for name, digest in files.items()
+def finished(context: Context, fingerprint: str) -> Outcome | None:
+    """Return what a task left, where it is done and all of it is still there; else None."""
+    done = read_done(context.folder)
+    if done is None or done.fingerprint != fingerprint or not done.is_whole(context.folder):
+        return None
+    return Outcome(
+        task=context.task, folder=context.folder, figures=done.figures, fingerprint=fingerprint
     )
 
 
@@ -179,43 +151,9 @@ def fingerprint_of(task: Task, inputs: Mapping[str, Outcome], identity: Mapping[
     """Return the sha256 of everything that decides what a task makes."""
     content = {
         "kind": task.kind,
+        "version": task.version,
         "options": task.options,
         "identity": dict(identity),
         "inputs": {name: outcome.fingerprint for name, outcome in inputs.items()},
-        "code": _code_version(),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-@functools.cache
-def _code_version() -> str:
-    """Sha256 of the sources of this package."""
-    root = Path(compress.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(str(path.relative_to(root)).encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
-
-
-def read_json_file(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; an empty one where there is none, or something else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not there, or damaged: not done either way
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-@contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
-    """Hold the run for this process. The lock goes with the process, however it ends."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with open(run_dir / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as err:
-            raise UserInputError(
-                f"another process is running {run_dir}; wait for it, or give another folder with -o"
-            ) from err
-        yield

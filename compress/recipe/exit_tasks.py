@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from compress.checkpoint import load
 from compress.data.image_data import ImageData
 from compress.errors import UserInputError
 from compress.exits.calibration import calibrate, oracle
@@ -22,6 +21,7 @@ from compress.exits.sweep import (
 from compress.files import sha256_of, write_text
 from compress.models.early_exit import GFNetDynn
 from compress.recipe.engine import Context
+from compress.recipe.networks import network_of, opening_of
 from compress.recipe.schema import Recipe
 
 __all__ = ["evaluate_exits", "plan_task"]
@@ -70,6 +70,7 @@ def plan_task(context: Context, recipe: Recipe, data: ImageData, progress: bool)
     report = plan_network(
         PlanJob(
             source=context.network.path("checkpoint"),
+            opening=opening_of(context),
             output=context.folder / "plan.json",
             data=data,
             objective=None if risk else objective,
@@ -95,7 +96,7 @@ def _report_at(
 
 def _replay(context: Context, data: ImageData, split: str, progress: bool) -> ReplayTable:
     checkpoint = context.network.path("checkpoint")
-    model = load(checkpoint)
+    model = network_of(context, checkpoint)
     if not isinstance(model, GFNetDynn):
         raise UserInputError(f"{type(model).__name__} has no early exits to evaluate")
     source = Source(

@@ -10,15 +10,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from compress.checkpoint import load
 from compress.data.image_data import ImageData
 from compress.errors import AccuracyError
 from compress.export.export_job import ExportJob, export_checkpoint
 from compress.export.onnx_file import onnx_from_module
 from compress.files import replacing, write_json
 from compress.models.early_exit import GFNetDynn, with_exits
+from compress.models.outputs import logits_of
 from compress.optional import require
 from compress.recipe.engine import Context
+from compress.recipe.networks import network_of, opening_of
 from compress.recipe.schema import Recipe
 from compress.runtime.dispatcher import Dispatcher
 from compress.runtime.manifest import Manifest
@@ -38,7 +39,7 @@ def export_network(
     """Write the network as one ONNX file, or as a bundle of segments."""
     if context.task.options["format"] == "bundle":
         return _bundle(context, recipe, data, progress)
-    model = load(context.network.path("checkpoint"))
+    model = network_of(context, context.network.path("checkpoint"))
     split = data.splits["calibration"]
     images = data.normalize(split.images(torch.arange(min(PARITY_IMAGES, len(split)))))
     export = onnx_from_module(model, images, context.folder / "model.onnx")
@@ -51,6 +52,7 @@ def _bundle(context: Context, recipe: Recipe, data: ImageData, progress: bool) -
     report = export_checkpoint(
         ExportJob(
             checkpoint=context.network.path("checkpoint"),
+            opening=opening_of(context),
             output=context.folder / "bundle",
             split_exits=planned is not None or evaluated is not None,
             plan=None if planned is None else planned.path("plan"),
@@ -88,7 +90,7 @@ def dispatch_bundle(
     exported = context.of("export")
     if exported is None or "bundle" not in exported.figures:
         raise AccuracyError("there is no bundle to dispatch; expected export with format: bundle")
-    model = load(context.network.path("checkpoint"))
+    model = network_of(context, context.network.path("checkpoint"))
     decisions: list[tuple[NDArray[np.int64], ...]] = []
     with Dispatcher(exported.path("bundle"), "onnxruntime") as dispatcher:
         manifest = dispatcher.manifest
@@ -136,7 +138,7 @@ def _torch_decisions(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Exits and classes that torch gives image by image, at the thresholds of a bundle."""
     if manifest.exits == 0:
-        classes = torch.cat([model(image).argmax(1) for image in images.split(1)])
+        classes = torch.cat([logits_of(model(image)).argmax(1) for image in images.split(1)])
         return np.zeros(len(images), dtype=np.int64), classes.numpy()
     if not isinstance(model, GFNetDynn):
         raise TypeError(f"{type(model).__name__} has no exits, the bundle has {manifest.exits}")

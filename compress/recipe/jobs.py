@@ -16,7 +16,6 @@ import fcntl
 import logging
 import multiprocessing
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,17 +28,15 @@ from typing import Any, Protocol
 from compress.errors import CompressError, UserInputError
 from compress.optional import require
 from compress.recipe.engine import (
-    DONE,
     Context,
     Outcome,
     Work,
-    files_are_whole,
     fingerprint_of,
-    locked,
-    read_json_file,
+    finished,
     run_one,
 )
 from compress.recipe.plan import Task
+from compress.recipe.run_folder import clear_task, opened_run
 
 __all__ = ["Executor", "Run", "local_processes", "run_side_by_side", "slurm_jobs"]
 
@@ -63,12 +60,14 @@ class Run:
         load_work: called in the process that works; must be picklable. Gives the work per kind.
         folder: of the run.
         identity: JSON values that decide every task.
+        recipe_json: for the recipe.json of the run.
     """
 
     tasks: Sequence[Task]
     load_work: WorkLoader
     folder: Path
     identity: Mapping[str, Any]
+    recipe_json: str | None = None
 
 
 class Job(Protocol):
@@ -116,9 +115,9 @@ def run_side_by_side(
     """
     with ExitStack() as locks:
         for run in runs:
-            locks.enter_context(locked(run.folder))
+            locks.enter_context(opened_run(run.folder, run.recipe_json))
             for task in run.tasks if fresh else ():
-                shutil.rmtree(run.folder / task.name, ignore_errors=True)
+                clear_task(run.folder, task.name)
         schedule = _Schedule(runs, executor, jobs=jobs, threads=threads)
         while schedule.goes_on():
             schedule.collect()
@@ -191,7 +190,7 @@ class _Schedule:
         inputs = {name: done[name] for name in task.needs}
         fingerprint = fingerprint_of(task, inputs, unit.run.identity)
         context = Context(task=task, folder=folder / task.name, inputs=inputs)
-        found = _finished(context, fingerprint)
+        found = finished(context, fingerprint)
         if found is not None:
             logger.info("%s: unchanged, not run again", unit.place)
             done[task.name] = found
@@ -220,15 +219,6 @@ def _units(runs: Sequence[Run]) -> list[_Unit]:
         for run in runs
         for number, task in enumerate(run.tasks, start=1)
     ]
-
-
-def _finished(context: Context, fingerprint: str) -> Outcome | None:
-    done = read_json_file(context.folder / DONE)
-    if done.get("fingerprint") != fingerprint or not files_are_whole(context.folder, done["files"]):
-        return None
-    return Outcome(
-        task=context.task, folder=context.folder, figures=done["figures"], fingerprint=fingerprint
-    )
 
 
 def _killed(places: Sequence[str]) -> CompressError:
@@ -262,7 +252,7 @@ def _label_logs(name: str) -> None:
 def _task_lock(folder: Path) -> Iterator[None]:
     """Wait for whoever works on this task, as a job of an earlier run that was killed may."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(f".{folder.name}.lock"), "w") as lock:
+    with open(folder.with_name(f".{folder.name}.lock"), "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

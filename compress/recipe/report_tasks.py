@@ -7,6 +7,7 @@ from compress.exits.plan import read_plan
 from compress.export.benchmark_job import BenchmarkJob, SubjectSpec, benchmark
 from compress.files import write_json
 from compress.recipe.engine import Context, Outcome
+from compress.recipe.networks import opening_of
 from compress.recipe.schema import Recipe
 from compress.report.collect import collect
 from compress.report.write import write_report
@@ -25,7 +26,8 @@ def benchmark_networks(
         checkpoint = context.inputs[options["newest"][network]].path("checkpoint")
         exits = _exits_of(own)
         if exits is not None:
-            subjects.append(SubjectSpec(path=checkpoint, name=network, **exits))
+            opening = opening_of(context, network)
+            subjects.append(SubjectSpec(path=checkpoint, name=network, opening=opening, **exits))
         if "export" in own and "bundle" in own["export"].figures:
             bundle = own["export"].path("bundle")
             subjects.append(SubjectSpec(path=bundle, name=f"{network} (bundle)"))

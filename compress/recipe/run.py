@@ -14,9 +14,7 @@ import torch
 from torch import nn
 
 from compress.data.image_data import ImageData
-from compress.data.spec import load_data
 from compress.errors import CompressError, UserInputError
-from compress.files import write_text
 from compress.models.channel_kinds import resolve_kinds, with_scales
 from compress.models.channels import Slimmable
 from compress.models.early_exit import check_exit_positions
@@ -24,7 +22,9 @@ from compress.models.gfnet import GFNet
 from compress.optional import require
 from compress.recipe.engine import Context, Outcome, Work, run_tasks
 from compress.recipe.jobs import Run, local_processes, run_side_by_side, slurm_jobs
+from compress.recipe.networks import began_with, recipe_data
 from compress.recipe.plan import Task, plan_tasks
+from compress.recipe.run_folder import check_run_folder
 from compress.recipe.schema import Recipe, Step
 from compress.recipe.tasks import work_of
 from compress.slimming.patterns import matching
@@ -92,6 +92,8 @@ def run_recipes(
         raise UserInputError(
             "--jobs was given under a launcher of several processes; expected one or the other"
         )
+    for folder in recipes:
+        check_run_folder(folder)
     data = {folder: check_recipe(recipe) for folder, recipe in recipes.items()}
     if apart:
         return _run_apart(recipes, data, jobs=jobs, slurm=slurm, fresh=fresh)
@@ -110,8 +112,8 @@ def check_recipe(recipe: Recipe) -> ImageData:
             layers matches none.
     """
     plan_tasks(recipe)
-    data = load_data(recipe.data, image_size=recipe.image_size, seed=recipe.seed)
-    side = data.preprocessing.image_size
+    data = recipe_data(recipe)
+    side = data.preprocessing.size
     check_networks(recipe, num_classes=len(data.classes), image_size=side)
     return data
 
@@ -128,7 +130,7 @@ def validate_recipe(recipe: Recipe) -> list[Task]:
     return tasks
 
 
-def check_networks(recipe: Recipe, *, num_classes: int, image_size: int) -> None:
+def check_networks(recipe: Recipe, *, num_classes: int, image_size: int | tuple[int, int]) -> None:
     """Check that the networks of a recipe can be built, and that layers are named that they have.
 
     Raises:
@@ -138,7 +140,10 @@ def check_networks(recipe: Recipe, *, num_classes: int, image_size: int) -> None
         networks: list[nn.Module] = []
         for number, step in enumerate(steps, start=1):
             with _told_of(f"{chain} step {number} ({step.kind})".strip()):
-                if step.kind in ("train", "distil"):
+                begun = began_with(step, recipe)
+                if begun is not None:
+                    networks.append(begun.model)
+                elif step.kind in ("train", "distil"):
                     networks.append(_built(step, num_classes, image_size))
                 _check_layers(step, networks)
 
@@ -151,7 +156,7 @@ def _told_of(where: str) -> Iterator[None]:
         raise type(err)(f"{where}: {err}") from err
 
 
-def _built(step: Step, num_classes: int, image_size: int) -> nn.Module:
+def _built(step: Step, num_classes: int, image_size: int | tuple[int, int]) -> nn.Module:
     settings = dict(step.options.model)
     spec = f"{settings.pop('arch')}:{json.dumps(settings)}"
     with torch.device("meta"):  # shapes alone
@@ -181,8 +186,14 @@ def _run_here(
     with _together(work) as (shared, leads):
         if not leads:
             return {}
-        tasks = _begin(recipe, run_dir)
-        return run_tasks(tasks, shared, run_dir, identity=_identity(recipe, data), fresh=fresh)
+        return run_tasks(
+            plan_tasks(recipe),
+            shared,
+            run_dir,
+            identity=_identity(recipe, data),
+            recipe_json=_record(recipe),
+            fresh=fresh,
+        )
 
 
 def _run_apart(
@@ -195,10 +206,11 @@ def _run_apart(
 ) -> dict[Path, dict[str, Outcome]]:
     runs = [
         Run(
-            tasks=_begin(recipe, folder),
+            tasks=plan_tasks(recipe),
             load_work=functools.partial(_loaded_work, recipe.model_dump_json()),
             folder=folder,
             identity=_identity(recipe, data[folder]),
+            recipe_json=_record(recipe),
         )
         for folder, recipe in recipes.items()
     ]
@@ -212,9 +224,8 @@ def _run_apart(
     return dict(zip(recipes, outcomes, strict=True))
 
 
-def _begin(recipe: Recipe, run_dir: Path) -> list[Task]:
-    write_text(run_dir / "recipe.json", recipe.model_dump_json(indent=2) + "\n")
-    return plan_tasks(recipe)
+def _record(recipe: Recipe) -> str:
+    return recipe.model_dump_json(indent=2) + "\n"
 
 
 def _identity(recipe: Recipe, data: ImageData) -> dict[str, Any]:
@@ -224,7 +235,7 @@ def _identity(recipe: Recipe, data: ImageData) -> dict[str, Any]:
 @functools.lru_cache(maxsize=1)  # a process that works for several tasks reads the data once
 def _loaded_work(recipe_json: str) -> Mapping[str, Work]:
     recipe = Recipe.model_validate_json(recipe_json)
-    data = load_data(recipe.data, image_size=recipe.image_size, seed=recipe.seed)
+    data = recipe_data(recipe)
     return work_of(recipe, data, progress=False)
 
 

@@ -2,13 +2,14 @@
 
 import dataclasses
 import difflib
+import reprlib
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -22,14 +23,15 @@ from compress.data.augment import AugmentConfig
 from compress.errors import UserInputError
 from compress.exits.sweep import parse_sweep
 from compress.export.targets import target
-from compress.files import check_readable
+from compress.recipe.names import checked_name
+from compress.recipe.yaml_file import parse_yaml, read_yaml
 from compress.training.config import TrainingConfig
 from compress.training.exit_config import ExitTrainingConfig
 
 __all__ = ["Recipe", "Step", "read_recipe"]
 
-NAME = r"^[A-Za-z0-9._-]+$"  # of what becomes a folder
 FROZEN = ConfigDict(extra="forbid", frozen=True)
+Name = Annotated[str, AfterValidator(checked_name)]  # of what becomes a folder
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -78,18 +80,32 @@ TrainingOptions: Any = create_model(
 )
 
 
-class TrainOptions(TrainingOptions):
-    """Train a network from scratch: the baseline of the chain.
+class StartOptions(StepOptions):
+    """Begin with a network that somebody has trained: the baseline of the chain.
+
+    `checkpoint` is its file, `model` the "package.module:function" that builds a network which is
+    not of `compress.models`. Image size and normalisation are what the file records
+    (`python -m compress.adopt` makes a foreign file record them).
+    """
+
+    checkpoint: Annotated[str, Field(min_length=1)]
+    model: str | None = None
+
+
+class NewNetworkOptions(TrainingOptions):
+    """Train a network from scratch.
 
     `model` names a registered architecture under `arch`, its keywords beside it; the number of
     classes and the image size come from the data.
     """
 
-    model: dict[str, Any]
+    model: dict[str, Any] | None
 
     @field_validator("model")
     @classmethod
-    def _names_an_architecture(cls, model: dict[str, Any]) -> dict[str, Any]:
+    def _names_an_architecture(cls, model: dict[str, Any] | None) -> dict[str, Any] | None:
+        if model is None:
+            return None
         if not isinstance(model.get("arch"), str):
             raise ValueError("model needs `arch`, the name of an architecture")
         for name in ("num_classes", "image_size"):
@@ -98,8 +114,33 @@ class TrainOptions(TrainingOptions):
         return model
 
 
+class TrainOptions(NewNetworkOptions):
+    """Train the baseline of the chain: a new network, or one that begins with trained weights.
+
+    With `start`, a checkpoint file, training begins with its weights; its head is drawn anew where
+    the data have other classes, and a GFNet is resampled where they have another size. `model`
+    may then be left out, or says what the file must hold.
+    """
+
+    model: dict[str, Any] | None = None
+    start: str | None = None
+    start_model: str | None = None
+
+    @model_validator(mode="after")
+    def _has_a_network(self) -> "TrainOptions":
+        if self.model is None and self.start is None:
+            raise ValueError("expected `model`, or `start` with the file of a trained network")
+        if self.start_model is not None and self.start is None:
+            raise ValueError("start_model is given without `start`; expected both, or neither")
+        return self
+
+
 class SlimStepOptions(StepOptions):
-    """Slim the network at every ratio; what follows works on each of the results."""
+    """Slim the network at every ratio; what follows works on each of the results.
+
+    What can be mended without training is tried on `images` of the training split and judged on the
+    calibration split; `repair` fits layers by least squares, too. 0 images mend nothing.
+    """
 
     ratios: Annotated[list[Ratio], Field(min_length=1)]
     round_to: Annotated[int, Field(ge=1)] = 8
@@ -107,15 +148,18 @@ class SlimStepOptions(StepOptions):
     ignore: list[str] = []
     groups: list[str] = []
     absorb: bool = True
+    images: Annotated[int, Field(ge=0)] | None = None
+    repair: bool = True
 
 
 class FinetuneOptions(TrainingOptions):
     """Train every slimmed network further."""
 
 
-class DistilOptions(TrainOptions):
+class DistilOptions(NewNetworkOptions):
     """Train another network from scratch, taught by the baseline."""
 
+    model: dict[str, Any]
     kind: Literal["soft", "hard"] = "soft"
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
     temperature: Annotated[float, Field(gt=0)] = 3.0
@@ -154,11 +198,11 @@ class PlanOptions(StepOptions):
 
 
 class EvaluateOptions(StepOptions):
-    """Report on test data what every dynamic network does with its exits.
+    """Report on test data what every network does that was made since the last such step.
 
-    They leave as a `plan` before this step says; else at `threshold`; else at the threshold of
-    `sweep` with the least expected multiply-adds whose accuracy on the calibration split is at most
-    `max_drop` points below the whole network's.
+    Of networks with exits images leave as a `plan` before this step says; else at `threshold`; else
+    at the threshold of `sweep` with the least expected multiply-adds whose accuracy on the
+    calibration split is at most `max_drop` points below the whole network's.
     """
 
     threshold: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -215,6 +259,7 @@ class CompareOptions(StepOptions):
 
 
 STEP_OPTIONS: dict[str, type[StepOptions]] = {
+    "start": StartOptions,
     "train": TrainOptions,
     "slim": SlimStepOptions,
     "finetune": FinetuneOptions,
@@ -255,20 +300,28 @@ class Recipe(BaseModel):
 
     model_config = FROZEN
 
-    name: Annotated[str, Field(pattern=NAME)]
+    name: Name
     data: str
     image_size: Annotated[int, Field(ge=1)] | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     steps: Steps | None = None
-    chains: (
-        Annotated[dict[Annotated[str, Field(pattern=NAME)], Steps], Field(min_length=1)] | None
-    ) = None
+    chains: Annotated[dict[Name, Steps], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _steps_or_chains(self) -> "Recipe":
         if (self.steps is None) == (self.chains is None):
             raise ValueError("expected either `steps` or `chains`")
         return self
+
+    def with_seed(self, seed: int) -> "Recipe":
+        """Return the same recipe with another seed.
+
+        Raises:
+            UserInputError: the seed is negative, or has more than 63 bits.
+        """
+        content = {**self.model_dump(), "seed": seed}
+        changed: Recipe = _checked(Recipe, content, "--seeds")
+        return changed
 
     def checked_chains(self) -> dict[str, list[Step]]:
         """Return the steps of every chain with their options; the only chain is called "".
@@ -297,11 +350,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UserInputError: the file is no recipe, or an override names nothing.
     """
-    check_readable(path, "recipe")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as err:
-        raise UserInputError(f"recipe {path} is not YAML: {' '.join(str(err).split())}") from err
+    content = read_yaml(path, "recipe")
     if not isinstance(content, dict):
         raise UserInputError(
             f"recipe {path} holds {type(content).__name__}; expected name, data and steps"
@@ -343,8 +392,9 @@ def _first_problem(err: ValidationError, model: type[BaseModel]) -> str:
     if problem["type"] == "missing":
         return f"{place!r} is missing; it has no default"
     if not place:
-        return str(problem["msg"])
-    return f"{place} is {problem['input']!r}; {problem['msg']}".removesuffix(".")
+        return str(problem["msg"]).removeprefix("Value error, ")
+    message = problem["msg"].removeprefix("Value error, ").removesuffix(".")
+    return f"{place} is {reprlib.repr(problem['input'])}; {message}"
 
 
 def _known(model: type[BaseModel], place: Sequence[Any]) -> typing.Iterable[str]:
@@ -367,10 +417,7 @@ def _nearest(name: str, known: typing.Iterable[str]) -> str:
 
 def _apply_(content: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as err:
-        raise UserInputError(f"--set {override}: the value is not YAML ({err})") from err
+    value = parse_yaml(text, f"the value of --set {override:.80}")
     path = name.split(".")
     if not equals or not all(path):
         raise UserInputError(f"--set {override!r}; expected option=value or step.option=value")

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.checkpoint import load
 from compress.exits.plan import read_plan
 from compress.export.onnx_file import onnx_session, session_runner
 from compress.measure.latency import Latency, Subject, measure_latency
@@ -20,7 +19,8 @@ from compress.measure.macs import count
 from compress.measure.versions import hardware, versions
 from compress.models.early_exit import GFNetDynn, with_exits
 from compress.recipe.engine import Context, Outcome
-from compress.recipe.plan import BASELINE
+from compress.recipe.networks import network_of
+from compress.recipe.plan import BASELINE, BEGINNINGS
 from compress.runtime.dispatcher import Dispatcher
 
 __all__ = ["compare_networks", "table_text"]
@@ -40,7 +40,7 @@ def compare_networks(context: Context, images: Tensor, *, seconds: float) -> dic
     """
     options = context.task.options
     models = {
-        network: load(context.inputs[newest].path("checkpoint"))
+        network: network_of(context, context.inputs[newest].path("checkpoint"), network)
         for network, newest in options["newest"].items()
     }
     outcomes = {
@@ -110,7 +110,8 @@ def _per_image(latency: Latency, images: int) -> dict[str, float | int]:
 
 def _history(own: dict[str, Outcome], all_outcomes: dict[str, dict[str, Outcome]]) -> Row:
     """What the tasks of one network said about it."""
-    trained = all_outcomes[BASELINE]["train"].figures
+    began = all_outcomes[BASELINE]
+    trained = next(began[kind] for kind in BEGINNINGS if kind in began).figures
     slim = own["slim"].figures if "slim" in own else {}
     finetuned = own["finetune"].figures if "finetune" in own else {}
     row: Row = {
@@ -122,7 +123,8 @@ def _history(own: dict[str, Outcome], all_outcomes: dict[str, dict[str, Outcome]
         "acc1_finetuned": finetuned.get("test", {}).get("acc1"),
         "test_images": trained["test"]["count"],
     }
-    made_by = own.get("evaluate") or own.get("distil") or own.get("train")
+    kinds = ("evaluate", "finetune", "slim", "distil", *BEGINNINGS)
+    made_by = next((own[kind] for kind in kinds if kind in own), None)
     if made_by is not None:
         row["acc1"] = made_by.figures["test"]["acc1"]
     if "evaluate" in own:

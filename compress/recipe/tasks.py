@@ -1,7 +1,7 @@
 """The work of each kind of task: one library call, its files in the task's folder, its figures."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -9,24 +9,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.checkpoint import load, read_checkpoint
+from compress.checkpoint import save
 from compress.data.augment import Augment, AugmentConfig
 from compress.data.image_data import ImageData
 from compress.errors import UserInputError
 from compress.files import sha256_of, write_json, write_text
+from compress.measure.accuracy import evaluate_accuracy
 from compress.models.channel_kinds import resolve_kinds, with_scales
 from compress.models.early_exit import with_exits
 from compress.models.gfnet import GFNet
+from compress.opened import check_classes, open_checkpoint
 from compress.recipe.engine import Context, Work
 from compress.recipe.exit_tasks import evaluate_exits, plan_task
 from compress.recipe.export_tasks import dispatch_bundle, export_network
+from compress.recipe.networks import network_of, opened_start, opening_of, pretrained
 from compress.recipe.report_tasks import benchmark_networks, report_run
 from compress.recipe.schema import Recipe
 from compress.recipe.table import compare_networks, table_text
+from compress.slimming.candidates import Mending
 from compress.slimming.job import SlimJob, slim_checkpoint
 from compress.slimming.slim import SlimOptions
 from compress.slimming.sparsity import gamma_sparsity, save_gamma_histogram
-from compress.training.accuracy import evaluate_accuracy
 from compress.training.config import TrainingConfig
 from compress.training.distillation import distillation
 from compress.training.distillation_config import DistillationConfig
@@ -37,7 +40,7 @@ from compress.training.objectives import Objective, objective_of
 from compress.training.teacher import teacher_from
 from compress.training.transfer import build_student
 
-__all__ = ["work_of"]
+__all__ = ["WORK", "work_of"]
 
 TIMED_IMAGES = 64  # whose real exits decide how long an image takes on average
 
@@ -48,24 +51,37 @@ def work_of(recipe: Recipe, data: ImageData, *, progress: bool = True) -> dict[s
     def bound(work: Callable[..., dict[str, Any]]) -> Work:
         return lambda context: work(context, recipe, data, progress)
 
-    return {
-        "train": bound(_train),
-        "slim": bound(_slim),
-        "finetune": bound(_finetune),
-        "distil": bound(_distil),
-        "exits": bound(_exits),
-        "plan": bound(plan_task),
-        "evaluate": bound(evaluate_exits),
-        "export": bound(export_network),
-        "dispatch": bound(dispatch_bundle),
-        "compare": bound(_compare),
-        "benchmark": bound(benchmark_networks),
-        "report": bound(report_run),
+    return {kind: bound(work) for kind, work in WORK.items()}
+
+
+def _start(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> dict[str, Any]:
+    """Take over a trained network, with what was found out of its images and classes."""
+    network = opened_start(context.task.options, recipe)
+    check_classes(network.model, data, known=network.classes)
+    meta = {
+        **network.checkpoint.meta,
+        "preprocessing": data.preprocessing.to_dict(),
+        "classes": list(data.classes),
+        "source_sha256": network.checkpoint.sha256,
     }
+    save(network.model, context.folder / "start.pth", meta=meta)
+    test = _test_accuracy(network.model, data, progress)
+    return {"checkpoint": "start.pth", "network": network.display_name, "test": test}
+
+
+def _accuracy(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> dict[str, Any]:
+    """Count how often a network without exits is right on test data."""
+    model = network_of(context, context.only_input.path("checkpoint"))
+    return {"test": _test_accuracy(model, data, progress)}
 
 
 def _train(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> dict[str, Any]:
-    return _fit(context, recipe, data, _new_network(context, recipe, data), progress)
+    options = context.task.options
+    if options.get("start") is None:
+        return _fit(context, recipe, data, _new_network(context, recipe, data), progress)
+    torch.manual_seed(recipe.seed)  # of a new head
+    model = pretrained(options, recipe, classes=len(data.classes))
+    return _fit(context, recipe, data, model, progress)
 
 
 def _distil(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> dict[str, Any]:
@@ -74,7 +90,7 @@ def _distil(context: Context, recipe: Recipe, data: ImageData, progress: bool) -
     settings = DistillationConfig(
         **{name: options[name] for name in ("kind", "alpha", "temperature")}
     )
-    teacher = teacher_from(read_checkpoint(source), data, path=source)
+    teacher = teacher_from(open_checkpoint(source), data)
     objective = distillation(teacher, settings, label_smoothing=options["label_smoothing"])
     model = _new_network(context, recipe, data)
     return _fit(context, recipe, data, model, progress, objective=objective)
@@ -84,12 +100,12 @@ def _new_network(context: Context, recipe: Recipe, data: ImageData) -> nn.Module
     settings = dict(context.task.options["model"])
     spec = f"{settings.pop('arch')}:{json.dumps(settings)}"
     torch.manual_seed(recipe.seed)  # of the first weights
-    side = data.preprocessing.image_size
+    side = data.preprocessing.size
     return build_student(spec, num_classes=len(data.classes), image_size=side)
 
 
 def _finetune(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> dict[str, Any]:
-    model = load(context.only_input.path("checkpoint"))
+    model = network_of(context, context.only_input.path("checkpoint"))
     return _fit(context, recipe, data, model, progress)
 
 
@@ -126,7 +142,7 @@ def _fit(
 
 
 def _exits(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> dict[str, Any]:
-    network = load(context.only_input.path("checkpoint"))
+    network = network_of(context, context.only_input.path("checkpoint"))
     if not isinstance(network, GFNet):
         raise UserInputError(
             f"{type(network).__name__} cannot have early exits; expected a GFNet before `exits`"
@@ -170,6 +186,7 @@ def _slim(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> 
     source = context.only_input
     job = SlimJob(
         checkpoint=source.path("checkpoint"),
+        opening=opening_of(context),
         ratios=(options["ratio"],),
         options=SlimOptions(
             round_to=options["round_to"],
@@ -181,14 +198,14 @@ def _slim(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> 
         output=context.folder / "slim.pth",
         force=True,  # what an interrupted run of this task left
         latency=False,  # all networks are timed in turn at the end
-        image_size=data.preprocessing.image_size,
         images=data,
+        mending=_mending(options),
         seed=recipe.seed,
     )
     (report,) = slim_checkpoint(job)
     told = report.to_dict()
     write_json(context.folder / "slim.report.json", _portable(told))
-    original = load(job.checkpoint)
+    original = network_of(context, job.checkpoint)
     scaled = with_scales(original, resolve_kinds(original, options["groups"]))
     save_gamma_histogram(scaled, context.folder / "gamma.svg", threshold=told["threshold"])
     return {
@@ -197,8 +214,15 @@ def _slim(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> 
         "true_pruned_ratio": told["true_pruned_ratio"],
         "threshold": told["threshold"],
         "absorption": told["absorption"],
+        "made_by": told["made_by"],
         "test": _test_accuracy(report.result.model, data, progress),
     }
+
+
+def _mending(options: Mapping[str, Any]) -> Mending | None:
+    if options["images"] == 0:
+        return None
+    return Mending(images=options["images"], repair=options["repair"])
 
 
 def _portable(report: dict[str, Any]) -> dict[str, Any]:
@@ -219,3 +243,22 @@ def _compare(context: Context, recipe: Recipe, data: ImageData, progress: bool) 
 def _test_accuracy(model: torch.nn.Module, data: ImageData, progress: bool) -> dict[str, Any]:
     found = evaluate_accuracy(model, data.splits["test"], data.normalize, progress=progress)
     return found.to_dict()
+
+
+# What each kind of task does, from its context, the recipe, the data, and whether to show bars.
+WORK: dict[str, Callable[..., dict[str, Any]]] = {
+    "start": _start,
+    "train": _train,
+    "slim": _slim,
+    "finetune": _finetune,
+    "distil": _distil,
+    "exits": _exits,
+    "plan": plan_task,
+    "evaluate": evaluate_exits,
+    "accuracy": _accuracy,
+    "export": export_network,
+    "dispatch": dispatch_bundle,
+    "compare": _compare,
+    "benchmark": benchmark_networks,
+    "report": report_run,
+}

@@ -9,7 +9,11 @@ from compress.report.layout import Cell, Document, Section, Table
 
 __all__ = ["render_card"]
 
-SPECIAL = re.compile(r"([\\`*_{}\[\]<>|~#&$])")
+SPECIAL = re.compile(r"([\\`*_{}\[\]<>|~#&$@])")
+LINKS = re.compile(r"(://|\bwww\.)", re.IGNORECASE)  # made of bare text by some readers
+# What makes a list, a rule, or a heading of the line above where a line begins with it.
+FIRST = re.compile(r"^(?:[-+](?=\s|$)|\d+[.)](?=\s|$)|[-=](?=[-=\s]*$))")
+NARROW = "\u00a0"  # a space that belongs to a number
 LIMITS = (
     "Accuracy holds for images like those it was counted on, latency and energy for the hardware "
     "and the versions below. The networks say nothing about images of other classes."
@@ -71,5 +75,15 @@ def _cell(cell: Cell) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Return text that Markdown shows as it is; it has no line breaks, as `plain` took them."""
-    return SPECIAL.sub(r"\\\1", text)
+    """Return text that Markdown shows as it is, in one line whatever it holds."""
+    line = "".join(each if each.isprintable() or each == NARROW else " " for each in text)
+    line = LINKS.sub(_without_link, SPECIAL.sub(r"\\\1", line.strip()))
+    return FIRST.sub(_without_meaning, line)
+
+
+def _without_link(found: re.Match[str]) -> str:
+    return found[0].replace(":", "\\:").replace(".", "\\.")
+
+
+def _without_meaning(found: re.Match[str]) -> str:
+    return f"{found[0][:-1]}\\{found[0][-1]}"

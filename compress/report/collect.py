@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from compress.errors import UserInputError
+from compress.files import is_superseded
 from compress.report.facts import BASELINE, Chain, Environment, RunFacts
 from compress.report.read_deployment import (
     read_dispatch,
@@ -31,6 +32,7 @@ __all__ = ["collect"]
 S = TypeVar("S")
 T = TypeVar("T")
 KINDS = (
+    "start",
     "train",
     "slim",
     "finetune",
@@ -103,7 +105,7 @@ def _tasks(run_dir: Path, chains: Sequence[str], notes: list[str]) -> list[TaskF
     for folder in sorted(folders)[:MAX_TASKS]:
         parts = folder.relative_to(run_dir).parts
         place = _place(parts, chains)
-        if place is None:
+        if place is None or any(is_superseded(Path(part)) for part in parts):
             continue
         name = plain("/".join(parts))
         if not (folder / "done.json").is_file():

@@ -49,6 +49,8 @@ __all__ = ["Alarm", "DriftMonitor", "DriftReport", "RateTest", "binomial_interva
 
 STEPS = np.array([0.05, 0.1, 0.2, 0.4, 0.8, 1.6])  # log odds from the bound to an alternative q
 CAP = 1e250  # of a stake: it may only lose by it, so the guarantee stays
+MAX_WINDOW = 1_000_000  # images
+SMALLEST_FALSE_ALARM = 1e-12
 BISECTIONS = 60
 
 
@@ -249,8 +251,9 @@ class DriftMonitor:
 
     Args:
         reference: what the calibration images did.
-        false_alarm: α, the largest probability of ever raising an alarm without drift, in (0, 1).
-        window: images that "lately" looks back on, at least 1.
+        false_alarm: α, the largest probability of ever raising an alarm without drift, in
+            [1e-12, 1).
+        window: images that "lately" looks back on, from 1 to a million.
 
     Attributes:
         images: of the stream so far.
@@ -273,8 +276,16 @@ class DriftMonitor:
             raise UserInputError(
                 f"the false-alarm rate is {false_alarm}; expected a probability between 0 and 1"
             )
-        if window < 1:
-            raise UserInputError(f"the window is {window} images; expected at least 1")
+        if false_alarm < SMALLEST_FALSE_ALARM:
+            raise UserInputError(
+                f"the false-alarm rate is {false_alarm:g}; expected at least "
+                f"{SMALLEST_FALSE_ALARM:g}, below which there is no alarm in any stream"
+            )
+        if not 1 <= window <= MAX_WINDOW:
+            raise UserInputError(
+                f"the window is {window} images; expected at least 1, at most {MAX_WINDOW}, which "
+                "are kept in memory"
+            )
         self.reference = reference
         self.false_alarm = false_alarm
         self.alarm_at = 2 / false_alarm

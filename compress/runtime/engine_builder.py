@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, List, Optional, Union
 
 from compress.errors import ToolchainError, UserInputError
-from compress.files import replacing, sha256_of
+from compress.files import remove, replacing, sha256_of, sweep_parts
 from compress.runtime.engines import (
     ENGINES,
     EngineFile,
@@ -25,7 +25,7 @@ from compress.runtime.engines import (
 )
 from compress.runtime.manifest import Manifest, read_manifest
 from compress.runtime.tensorrt_compiler import TensorRTCompiler
-from compress.runtime.trtexec import TIMING_CACHE, TrtexecCompiler, find_trtexec
+from compress.runtime.trtexec import TrtexecCompiler, find_trtexec
 
 __all__ = ["CHOICES", "build_engines"]
 
@@ -100,9 +100,7 @@ def _build_set(
     compiler: Compiler,
     progress: Optional[Callable[[int, int], None]],
 ) -> EngineSet:
-    for name in ("*.engine", TIMING_CACHE, ENGINES):
-        for leftover in bundle.glob(f".{name}.*.part"):  # of a build that was killed
-            leftover.unlink()
+    sweep_parts(bundle)  # of a build that was killed
     total = len(manifest.segments)
     files: List[EngineFile] = []
     log.info("building %d engines with %s %s", total, compiler.builder, compiler.tensorrt_version)
@@ -118,8 +116,7 @@ def _build_set(
             if progress is not None:
                 progress(len(files), total)
         # Until the last line there is now no set: none may claim engines that are half replaced.
-        if (bundle / ENGINES).exists():
-            (bundle / ENGINES).unlink()
+        remove(bundle / ENGINES, is_ours=lambda path: True)  # --force names it
     engines = EngineSet(
         builder=compiler.builder,
         tensorrt_version=compiler.tensorrt_version,

@@ -6,16 +6,19 @@ and gives `hidden`, `logits`, `gate`; the last gives `logits`. `gate` is a proba
 included. Shapes are those of one image, without the batch.
 
 A bundle may come from a stranger: names of files are plain names inside the folder, every number
-has its range, neighbouring segments must fit together, and a file is opened only after its sha256.
+has its range, neighbouring segments must fit together and run on from one another, and a file is
+opened only after its sha256, which covers all its weights: none may lie in other files.
 """
 
 import json
+import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, TypeVar, Union
 
 from compress.errors import UserInputError
 from compress.files import check_readable, sha256_of, write_json
+from compress.runtime.onnx_wire import has_external_data
 from compress.runtime.preprocessing import Preprocessing
 from compress.runtime.thresholds import check_thresholds
 
@@ -28,6 +31,12 @@ PRECISIONS = ("fp32", "fp16", "int8")
 LARGEST = 1 << 31  # elements of a tensor, and every other count but multiply-adds
 MAX_MACS = 1 << 53
 MAX_BYTES = 64 << 20  # of a manifest: class names are its only long part
+MAX_SEGMENTS = 1 << 10
+MAX_RANK = 8
+MAX_TEXT = 1000  # characters of a name
+MAX_OPSET = 1 << 10
+MAX_BATCH = 1 << 12
+MAX_BATCH_BYTES = 16 << 30  # of one tensor of the largest batch
 
 Item = TypeVar("Item")
 
@@ -187,33 +196,49 @@ def _check_file(bundle: Path, segment: Segment) -> None:
             f"segment {path} has sha256 {found[:12]}…, its manifest says {segment.sha256[:12]}…; "
             "it was altered or belongs to another bundle, so copy or export the bundle again"
         )
+    try:
+        has_elsewhere = has_external_data(path)
+    except (OSError, ValueError) as err:
+        raise UserInputError(
+            f"segment {path} cannot be read as ONNX ({err}); export the bundle again"
+        ) from err
+    if has_elsewhere:
+        raise UserInputError(
+            f"segment {path} keeps weights in other files, which no sha256 covers; export the "
+            "bundle again, which puts all weights into the segments"
+        )
 
 
 def _read_json(path: Path) -> Any:
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path.stat().st_size} bytes, more than a manifest has")
-    value = json.loads(path.read_text(encoding="utf-8"))  # both errors are ValueErrors
+    text = path.read_text(encoding="utf-8")  # its errors and those of JSON are ValueErrors
+    value = json.loads(text, parse_constant=_refuse_constant)
     if not isinstance(value, dict):
         raise ValueError(f"{type(value).__name__} in place of an object")
     found = value.get("format")
     if found != FORMAT:
         raise UserInputError(
-            f"manifest {path} has the format {found!r}; this version reads {FORMAT}, so export the "
-            "bundle again or install the version that wrote it"
+            f"manifest {path} has the format {found!r:.60}; this version reads {FORMAT}, so export "
+            "the bundle again or install the version that wrote it"
         )
     return value
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} in place of a number")
 
 
 def _parse(value: Mapping[str, Any]) -> Manifest:
     pre = value["preprocessing"]
     return Manifest(
-        name=_text(value["name"]),
+        name=_name(value["name"]),
         classes=_items(value["classes"], _text),
         preprocessing=None if pre is None else Preprocessing.from_dict(pre),
         batch=_batch(value["batch"]),
-        target=_text(value["target"]),
-        opset=_count(value["opset"], smallest=1),
-        segments=_items(value["segments"], _segment),
+        target=_name(value["target"]),
+        opset=_count(value["opset"], smallest=1, largest=MAX_OPSET),
+        segments=_items(value["segments"], _segment, most=MAX_SEGMENTS),
         parity=_object(value["parity"]),
         provenance=_object(value["provenance"]),
         notes=_object(value["notes"]),
@@ -226,30 +251,27 @@ def _segment(value: Mapping[str, Any]) -> Segment:
         (threshold,) = check_thresholds([_number(threshold)], 1)
     file, sha256 = _text(value["file"]), _text(value["sha256"])
     if file != Path(file).name or not file.endswith(".onnx") or file.startswith("."):
-        raise ValueError(f"file {file!r} is not a plain name that ends with .onnx")
-    if len(sha256) != 64:
-        raise ValueError(f"sha256 {sha256!r}")
+        raise ValueError(f"file {file!r:.60} is not a plain name that ends with .onnx")
+    if not file.isprintable() or not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise ValueError(f"file {file!r:.60} with sha256 {sha256!r:.80}")
     if value["precision"] not in PRECISIONS:
-        raise ValueError(f"precision {value['precision']!r}")
+        raise ValueError(f"precision {value['precision']!r:.60}")
     return Segment(
         file=file,
         sha256=sha256,
         blocks=_pair(value["blocks"], smallest=0),
         macs=_count(value["macs"], largest=MAX_MACS),
         threshold=threshold,
-        inputs=_items(value["inputs"], _tensor),
-        outputs=_items(value["outputs"], _tensor),
+        inputs=_items(value["inputs"], _tensor, most=1),
+        outputs=_items(value["outputs"], _tensor, most=3),
         precision=value["precision"],
     )
 
 
 def _tensor(value: Mapping[str, Any]) -> TensorSpec:
-    shape = _items(value["shape"], lambda size: _count(size, smallest=1), empty=True)
-    elements = 1
-    for size in shape:
-        elements *= size
-    if elements > LARGEST or value["dtype"] not in DTYPES:
-        raise ValueError(f"a tensor of shape {list(shape)} and type {value['dtype']!r}")
+    shape = _items(value["shape"], lambda size: _count(size, smallest=1), empty=True, most=MAX_RANK)
+    if _elements(shape) > LARGEST or value["dtype"] not in DTYPES:
+        raise ValueError(f"a tensor of shape {list(shape)} and type {value['dtype']!r:.60}")
     return TensorSpec(name=_text(value["name"]), dtype=value["dtype"], shape=shape)
 
 
@@ -260,9 +282,9 @@ def _check_consistent(manifest: Manifest) -> None:
     if image.name != "image" or image.dtype != "float32" or len(image.shape) != 3:
         raise ValueError(f"the first segment takes {image.name} {list(image.shape)}")
     if manifest.preprocessing is not None:
-        size = manifest.preprocessing.image_size
-        if image.shape != (3, size, size):
-            raise ValueError(f"images of {list(image.shape)}, preprocessing to {size} pixels")
+        prepared = manifest.preprocessing.shape
+        if image.shape != prepared:
+            raise ValueError(f"images of {list(image.shape)}, preprocessing to {list(prepared)}")
     carried = image
     for segment in manifest.segments:
         wanted = ("logits",) if segment is last else ("hidden", "logits", "gate")
@@ -281,23 +303,57 @@ def _check_consistent(manifest: Manifest) -> None:
                 raise ValueError(f"{segment.file} gives a gate of another shape")
     if len({segment.file for segment in manifest.segments}) < len(manifest.segments):
         raise ValueError("two segments in one file")
+    _check_blocks(manifest)
+    _check_batch(manifest)
 
 
-def _items(value: Any, read: Callable[[Any], Item], *, empty: bool = False) -> Tuple[Item, ...]:
-    if not isinstance(value, list) or not (value or empty):
+def _check_blocks(manifest: Manifest) -> None:
+    """Raise ValueError unless the segments run on from one another, from the first block on.
+
+    Segments of one network often have the same shapes, so only their blocks tell when one of them
+    was left out or stands in another's place.
+    """
+    done = 0
+    for segment in manifest.segments:
+        first, stop = segment.blocks
+        if first != done:
+            raise ValueError(f"{segment.file} begins at block {first}, expected {done}")
+        if first == stop and len(manifest.segments) > 1:
+            raise ValueError(f"{segment.file} holds no block")
+        done = stop
+
+
+def _check_batch(manifest: Manifest) -> None:
+    specs = [spec for s in manifest.segments for spec in (*s.inputs, *s.outputs)]
+    largest = 4 * max(_elements(spec.shape) for spec in specs)  # bytes; float16 is half of it
+    if manifest.batch[1] * largest > MAX_BATCH_BYTES:
+        raise ValueError(f"batches of {manifest.batch[1]} images of tensors of {largest} bytes")
+
+
+def _elements(shape: Tuple[int, ...]) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product
+
+
+def _items(
+    value: Any, read: Callable[[Any], Item], *, empty: bool = False, most: int = LARGEST
+) -> Tuple[Item, ...]:
+    if not isinstance(value, list) or not (value or empty) or len(value) > most:
         raise ValueError(f"{value!r:.60} in place of a list")
     return tuple(read(item) for item in value)
 
 
-def _pair(value: Any, *, smallest: int) -> Tuple[int, int]:
-    first, last = (_count(item, smallest=smallest) for item in value)
+def _pair(value: Any, *, smallest: int, largest: int = LARGEST) -> Tuple[int, int]:
+    first, last = _items(value, lambda n: _count(n, smallest=smallest, largest=largest), most=2)
     if first > last:
         raise ValueError(f"{first} before {last}")
     return first, last
 
 
 def _batch(value: Any) -> Tuple[int, int]:
-    batch = _pair(value, smallest=1)
+    batch = _pair(value, smallest=1, largest=MAX_BATCH)
     if batch[0] != 1:  # images leave one by one, so any number may travel on
         raise ValueError(f"batches from {batch[0]} images on")
     return batch
@@ -316,9 +372,15 @@ def _number(value: Any) -> float:
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str):
+    if not isinstance(value, str) or len(value) > MAX_TEXT:
         raise ValueError(f"{value!r:.60} in place of text")
     return value
+
+
+def _name(value: Any) -> str:
+    if not _text(value).isprintable():  # it is printed
+        raise ValueError(f"{value!r:.60} in place of a name")
+    return str(value)
 
 
 def _object(value: Any) -> Dict[str, Any]:

@@ -16,12 +16,9 @@ from compress.optional import require
 from compress.runtime.backend import Backend
 from compress.runtime.gather_model import gather_model
 from compress.runtime.manifest import Manifest, Segment, TensorSpec
+from compress.runtime.onnxruntime_session import SessionMaker, check_session
 
 __all__ = ["OnnxRuntimeBackend"]
-
-# On the CPU the first fusion's kernel takes three times as long as its parts, and the second keeps
-# int8 products with a bias from becoming integer products, and gains nothing in float.
-SLOWER = ["SkipLayerNormFusion", "MatMulAddFusion"]
 
 
 class _Call(NamedTuple):
@@ -40,10 +37,12 @@ class OnnxRuntimeBackend(Backend):
         bundle: its folder.
         manifest: of the bundle, checked.
         threads: inside an operation, on the CPU; None leaves it to ONNX Runtime.
-        device: "cpu" or "cuda"; None takes "cuda" where the provider is present.
+        device: "cpu" or "cuda"; None takes "cuda" where that provider starts, else "cpu".
 
     Raises:
-        ToolchainError: ONNX Runtime is missing, or cannot read a segment.
+        UserInputError: a segment takes or gives something else than its manifest says.
+        ToolchainError: ONNX Runtime is missing, cannot read a segment, or has no memory for so
+            many images.
     """
 
     name = "onnxruntime"
@@ -57,14 +56,21 @@ class OnnxRuntimeBackend(Backend):
         device: Optional[str] = None,
     ) -> None:
         self._ort = require("onnxruntime", "running bundles on this machine")
-        available = self._ort.get_available_providers()
-        self.device = device or ("cuda" if "CUDAExecutionProvider" in available else "cpu")
+        self._maker = SessionMaker(self._ort, device, threads)
+        self._run_options: Any = None  # given at each call they would cost microseconds
         self.max_batch = manifest.batch[1]
         self._segments = manifest.segments
-        self._sessions = [self._open(str(bundle / s.file), threads) for s in manifest.segments]
-        self._results = [_result_buffers(s, self.max_batch) for s in manifest.segments]
-        self._hidden = [self._buffer(_hidden_bytes(manifest)) for _ in range(2)]
-        self._images = np.empty((self.max_batch, *manifest.image.shape), dtype=np.float32)
+        self._sessions = [self._opened(bundle, segment) for segment in manifest.segments]
+        self.device = self._maker.device
+        try:
+            self._results = [_result_buffers(s, self.max_batch) for s in manifest.segments]
+            self._hidden = [self._buffer(_hidden_bytes(manifest)) for _ in range(2)]
+            self._images = np.empty((self.max_batch, *manifest.image.shape), dtype=np.float32)
+        except MemoryError as err:
+            raise ToolchainError(
+                f"there is no memory for batches of {self.max_batch} images of {manifest.name}; "
+                "export the bundle with a smaller --batch"
+            ) from err
         self._gathers: Dict[int, Any] = {}
         self._calls: Dict[Tuple[int, int, int], _Call] = {}
         self._rows = 0  # images that are still on their way
@@ -82,7 +88,10 @@ class OnnxRuntimeBackend(Backend):
         """Run a segment; return its gates (B,), None of the last."""
         # Few steps on purpose: behind a segment the caches are cold, and each costs microseconds.
         call = self._calls.get((segment, self._rows, self._at)) or self._prepare(segment)
-        call.session.run_with_iobinding(call.binding)
+        try:
+            call.session.run_with_iobinding(call.binding, self._run_options)
+        except Exception as err:  # ONNX Runtime has a class of its own per status code
+            raise self._failed(segment, err) from err
         if self.device != "cpu":
             call.binding.synchronize_outputs()
         self._ran, self._at, self._logits = segment, 1 - self._at, call.logits
@@ -107,24 +116,33 @@ class OnnxRuntimeBackend(Backend):
         self._gathers.clear()
         self._sessions, self._hidden, self._results = [], [], []
 
-    def _open(self, model: Any, threads: Optional[int]) -> Any:
-        options = self._ort.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
-        providers = ["CPUExecutionProvider"]
-        if self.device == "cuda":
-            providers.insert(0, "CUDAExecutionProvider")
-        try:
-            return self._ort.InferenceSession(
-                model, options, providers=providers, disabled_optimizers=SLOWER
-            )
-        except Exception as err:  # ONNX Runtime has a class of its own per status code
-            raise ToolchainError(
-                f"ONNX Runtime {self._ort.__version__} cannot open {model!s:.200} ({err}); export "
-                "the bundle for this version, or install a newer onnxruntime"
-            ) from err
+    def try_once(self) -> None:
+        """Run every segment once, on a blank image, in a way that `interrupt` can end.
+
+        Raises:
+            ToolchainError: ONNX Runtime failed, or was interrupted.
+        """
+        self._run_options = self._ort.RunOptions()
+        self.load(np.zeros((1, *self._images.shape[1:]), dtype=np.float32))
+        for segment in range(len(self._segments)):
+            self.run(segment)
+        self._run_options = None
+
+    def interrupt(self) -> None:
+        """Let `try_once`, which another thread is in, end with an error."""
+        if self._run_options is not None:
+            self._run_options.terminate = True
+
+    def _opened(self, bundle: Path, segment: Segment) -> Any:
+        session = self._maker.open(str(bundle / segment.file))
+        check_session(session, segment, self.max_batch)
+        return session
+
+    def _failed(self, segment: int, err: Exception) -> ToolchainError:
+        return ToolchainError(
+            f"ONNX Runtime {self._ort.__version__} failed in {self._segments[segment].file} "
+            f"({' '.join(str(err).split())[:300]}); export the bundle again"
+        )
 
     def _buffer(self, size: int) -> Any:
         """Memory where the segments run: an array, or an OrtValue on the GPU."""
@@ -163,7 +181,7 @@ class OnnxRuntimeBackend(Backend):
     def _gather(self, spec: TensorSpec, rows: np.ndarray) -> None:
         """Copy rows into the other buffer, on the device."""
         if self._ran not in self._gathers:
-            self._gathers[self._ran] = self._open(gather_model(spec.dtype, spec.shape), None)
+            self._gathers[self._ran] = self._maker.open(gather_model(spec.dtype, spec.shape))
         session = self._gathers[self._ran]
         binding = session.io_binding()
         self._bind_hidden(binding.bind_input, spec, self._at)

@@ -1,19 +1,20 @@
 """Pictures as network inputs: decoded, resized, cut; or read from .npy files, prepared.
 
-The recipe is Resize(resize_size, bicubic) then CenterCrop(image_size), as published accuracies of
-GFNet were measured: same sizes, same filter, same rounding. The orientation tag of a photograph is
+The recipe is Resize(resize_size) then CenterCrop(image_size), as published accuracies were
+measured: same sizes, same filter, same rounding. The orientation tag of a photograph is
 not applied, as it was not there. Training and the device both come here, so they see the same
 pixels. Pillow of any version from 7.0 on does, which is the one that JetPack 5.1 has.
 
-A machine without Pillow reads .npy files: pixels, (3, S, S) or (N, 3, S, S) uint8 at their final
+A machine without Pillow reads .npy files: pixels, (C, H, W) or (N, C, H, W) uint8 at their final
 size, or prepared images, float32 and normalised.
 """
 
 import inspect
 import math
 import os
+import sys
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
@@ -34,7 +35,7 @@ import numpy as np
 
 from compress.errors import ToolchainError, UserInputError
 from compress.optional import require
-from compress.runtime.preprocessing import Preprocessing
+from compress.runtime.preprocessing import FILTERS, Preprocessing
 
 __all__ = [
     "ARRAY_SUFFIX",
@@ -46,12 +47,24 @@ __all__ = [
     "prepare",
     "read_picture",
     "readings",
+    "wanted_side",
+    "with_channels",
 ]
 
 # Every other format is refused before its reader runs: some start programs, as EPS does.
-FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 ARRAY_SUFFIX = ".npy"
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ARRAY_SUFFIX, ".png", ".tif", ".tiff", ".webp")
+SUFFIXES = (
+    *(".bmp", ".jpeg", ".jpg", ARRAY_SUFFIX, ".pbm", ".pgm", ".png", ".ppm"),
+    *(".tif", ".tiff", ".webp"),
+)
+
+# A decoded pixel takes four bytes, also where the file holds one bit for it. Several threads and
+# processes decode at once, so a picture may take a quarter of a gigabyte and no more.
+MOST_PIXELS = 1 << 26
+MOST_BYTES = 1 << 29  # of a file; 64 million pixels without compression take less
+
+MODES = {1: "L", 3: "RGB"}  # by channels
 
 Picture = Any  # a PIL.Image.Image; Pillow is not imported here, nor need it be there
 
@@ -107,15 +120,15 @@ def readings(
 
 
 def read_picture(path: Path, preprocessing: Preprocessing) -> np.ndarray:
-    """Return the picture in a file as (3, S, S) uint8, where S is `preprocessing.image_size`.
+    """Return the picture in a file as uint8 of `preprocessing.shape`, (C, H, W).
 
     Raises:
-        UserInputError: the file is gone or cannot be decoded; it is named.
+        UserInputError: the file is gone, cannot be decoded, or does not fit; it is named.
         ToolchainError: Pillow is missing.
     """
     try:
-        with open_picture(path) as image:
-            return prepare(image.convert("RGB"), preprocessing)
+        with open_picture(path, wanted=wanted_side(preprocessing)) as image:
+            return prepare(with_channels(image, preprocessing.channels), preprocessing)
     except DamagedPictureError as err:
         raise UserInputError(
             f"image {path} cannot be decoded ({err}); replace or remove the file"
@@ -123,47 +136,111 @@ def read_picture(path: Path, preprocessing: Preprocessing) -> np.ndarray:
 
 
 @contextmanager
-def open_picture(file: Union[Path, IO[bytes]]) -> Iterator[Picture]:
+def open_picture(
+    file: Union[Path, IO[bytes]], *, wanted: Optional[int] = None
+) -> Iterator[Picture]:
     """Give an opened picture of 8 bits a channel; it is decoded by what the block does with it.
 
+    Args:
+        file: its path or its content.
+        wanted: the longer side that it will be resized to, pixels: a JPEG of more than
+            `MOST_PIXELS` is then decoded at 1/2, 1/4 or 1/8 of its size. None wants it whole.
+
     Raises:
-        DamagedPictureError: it cannot be opened, or the block raised anything at all.
+        DamagedPictureError: it cannot be opened, has too many pixels, or the block raised anything
+            at all.
         ToolchainError: Pillow is missing.
     """
     image_module = pillow()
     try:
         with _opened(image_module, file) as image:
             _check_depth(image)
+            _bound_pixels(image, wanted)
             yield image
     except Exception as err:  # decoders raise nearly anything on hostile bytes
         raise DamagedPictureError(_reason(err)) from err
 
 
-def prepare(image: Picture, preprocessing: Preprocessing) -> np.ndarray:
-    """Resize the shorter side and cut out the centre square of an RGB picture.
+def wanted_side(preprocessing: Preprocessing) -> Optional[int]:
+    """Return what `open_picture` may make a picture smaller for; None where it is not resized."""
+    return max(preprocessing.resized_size) if preprocessing.resize in FILTERS else None
 
-    Returns:
-        (3, S, S) uint8, where S is `preprocessing.image_size`.
+
+def with_channels(image: Picture, channels: int) -> Picture:
+    """Return the picture with so many channels: grey for one, RGB for three.
 
     Raises:
-        ValueError: the picture is so long and thin that resizing would take unreasonable memory.
+        ValueError: a picture cannot have so many, or this one has others. Bands that are no colours
+            are not made up.
     """
-    size, shorter = preprocessing.image_size, preprocessing.resize_size
-    width, height = image.size
-    if width <= height:
-        resized = (shorter, int(shorter * height / width))
+    mode = MODES.get(channels)
+    if mode is not None:
+        return image if image.mode == mode else image.convert(mode)
+    if len(image.getbands()) != channels:
+        raise ValueError(
+            f"it has {len(image.getbands())} channels, the network takes {channels}; images of "
+            "other channels can be given as .npy files"
+        )
+    return image
+
+
+def prepare(image: Picture, preprocessing: Preprocessing) -> np.ndarray:
+    """Resize a picture and cut out its centre, as `preprocessing` says.
+
+    Args:
+        image: with the channels of the input.
+        preprocessing: what to do.
+
+    Returns:
+        (C, H, W) uint8.
+
+    Raises:
+        ValueError: the picture has not the size that is taken as it is, or is so long and thin that
+            resizing would take unreasonable memory.
+    """
+    height, width = preprocessing.size
+    if image.size != (width, height):
+        _check_size(image.size, preprocessing)
+    if image.size != (width, height) or not preprocessing.untouched_at_size:
+        if preprocessing.resize in FILTERS:
+            image = _resized(image, preprocessing)
+        image = _centre(image, width, height)
+    pixels = np.frombuffer(image.tobytes(), dtype=np.uint8)  # numpy.asarray takes twice as long
+    return np.ascontiguousarray(pixels.reshape(height, width, -1).transpose(2, 0, 1))
+
+
+def _check_size(received: Tuple[int, int], preprocessing: Preprocessing) -> None:
+    """Raise ValueError where a picture that is not resized does not fit."""
+    height, width = preprocessing.size
+    too_small = received[0] < width or received[1] < height
+    if preprocessing.resize == "none" or (preprocessing.resize == "crop" and too_small):
+        least = "at least " if preprocessing.resize == "crop" else ""
+        raise ValueError(
+            f"it has {received[1]}x{received[0]} pixels, expected {least}{height}x{width}, as "
+            "pictures are not resized for this network"
+        )
+
+
+def _resized(image: Picture, preprocessing: Preprocessing) -> Picture:
+    """Return the picture resized until it just covers `resized_size`, in the published rounding."""
+    (rows, columns), (width, height) = preprocessing.resized_size, image.size
+    if width * rows <= height * columns:
+        size = (columns, int(columns * height / width))
     else:
-        resized = (int(shorter * width / height), shorter)
+        size = (int(rows * width / height), rows)
     image_module = pillow()
     limit = image_module.MAX_IMAGE_PIXELS
-    if limit is not None and resized[0] * resized[1] > limit:
-        raise ValueError(f"{width} x {height} would be resized to {resized[0]} x {resized[1]}")
-    if image.size != resized:
-        filters = getattr(image_module, "Resampling", image_module)  # Pillow before 9.1 has none
-        image = image.resize(resized, filters.BICUBIC)
-    left, top = (round((side - size) / 2) for side in resized)
-    cut = image.crop((left, top, left + size, top + size))
-    return np.ascontiguousarray(np.asarray(cut, dtype=np.uint8).transpose(2, 0, 1))
+    if limit is not None and size[0] * size[1] > limit:
+        raise ValueError(f"{width} x {height} would be resized to {size[0]} x {size[1]}")
+    if image.size == size:
+        return image
+    filters = getattr(image_module, "Resampling", image_module)  # Pillow before 9.1 has none
+    return image.resize(size, getattr(filters, FILTERS[preprocessing.resize].upper()))
+
+
+def _centre(image: Picture, width: int, height: int) -> Picture:
+    left, top = (round((whole - part) / 2) for whole, part in zip(image.size, (width, height)))
+    return image.crop((left, top, left + width, top + height))
 
 
 def pillow() -> ModuleType:
@@ -172,6 +249,9 @@ def pillow() -> ModuleType:
     Raises:
         ToolchainError: Pillow is missing.
     """
+    loaded = sys.modules.get("PIL.Image")  # a million images ask for it
+    if loaded is not None:
+        return loaded
     try:
         return require("PIL.Image", "reading images")
     except ToolchainError as err:
@@ -200,13 +280,41 @@ def _read_normalized(path: Path, preprocessing: Preprocessing) -> np.ndarray:
 def _opened(image_module: ModuleType, file: Union[Path, IO[bytes]]) -> Picture:
     if isinstance(file, Path):
         _check_regular(file)
-    if "formats" in inspect.signature(image_module.open).parameters:
+        _check_bytes(file.stat().st_size)
+    if _takes_formats(image_module.open):
         return image_module.open(file, formats=FORMATS)
     image = image_module.open(file)  # Pillow before 8.0: the header is read, nothing is decoded yet
     if image.format not in (*FORMATS, "MPO"):  # which is a JPEG with a second one behind it
         image.close()
         raise ValueError(_unknown_format())
     return image
+
+
+@lru_cache(maxsize=None)  # a signature costs as much as the header of a small picture
+def _takes_formats(image_open: Callable[..., Picture]) -> bool:
+    return "formats" in inspect.signature(image_open).parameters
+
+
+def _check_bytes(held: int) -> None:
+    if held > MOST_BYTES:
+        raise ValueError(f"{held} bytes, expected at most {MOST_BYTES}")
+
+
+def _bound_pixels(image: Picture, wanted: Optional[int]) -> None:
+    """Refuse, by its header, what would take too much memory; have large JPEGs decoded smaller."""
+    width, height = image.size
+    if width * height <= MOST_PIXELS:
+        return
+    # Twice what is wanted leaves the resizing filter its work. A progressive JPEG is held whole
+    # while it is decoded, however small it comes out.
+    baseline = image.format in ("JPEG", "MPO") and not image.info.get("progressive")
+    if wanted is not None and baseline:
+        image.draft("RGB", (2 * wanted, 2 * wanted))
+    if image.size[0] * image.size[1] > MOST_PIXELS:
+        raise ValueError(
+            f"{width} x {height} are {width * height // 10**6} million pixels, expected at most "
+            f"{MOST_PIXELS // 10**6} million"
+        )
 
 
 def _check_regular(path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Deque, Dict, Iterable, Iterator, List, NamedTuple, Optio
 
 import numpy as np
 
+from compress.cli import printable
 from compress.errors import UserInputError
 from compress.runtime.dispatcher import Dispatcher, SegmentTime
 from compress.runtime.manifest import Manifest
@@ -87,13 +88,13 @@ class Prediction:
     def to_text(self) -> str:
         """Return one line; what a terminal would obey in names is escaped."""
         if self.error is not None:
-            return _printable(f"{self.image}: {self.error}")
+            return printable(f"{self.image}: {self.error}")
         line = f"{self.image}: {self.class_name} {self.confidence:.4f}, exit {self.exit_index}"
         line += "" if self.exit_block is None else f" (block {self.exit_block})"
         line += f", {self.latency_ms:.2f} ms"
         if self.segment_ms is not None:
             line += f" (segments {', '.join(f'{each:.2f}' for each in self.segment_ms)})"
-        return _printable(line)
+        return printable(line)
 
 
 class Tally:
@@ -329,10 +330,6 @@ def _prediction(
 def _confidence(logits: np.ndarray) -> float:
     """Return the largest softmax: 1 / Σ exp(logit - largest logit)."""
     return float(1 / np.exp(logits.astype(np.float64) - logits.max()).sum())
-
-
-def _printable(line: str) -> str:
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in line)
 
 
 def _percentile(values: Sequence[float], percent: float) -> Optional[float]:

@@ -14,6 +14,7 @@ from typing import Any, Optional, Tuple
 
 from compress.errors import ToolchainError, UnsupportedModelError, UserInputError
 from compress.files import replacing
+from compress.runtime.build_remedy import remedy_for
 from compress.runtime.manifest import Segment, TensorSpec
 from compress.runtime.trtexec import TIMING_CACHE, weak_precisions
 
@@ -52,6 +53,7 @@ class TensorRTCompiler:
         self._workspace_mib = workspace_mib
         self._level = level
         self._messages = _messages(trt)
+        self._messages.first_error = ""
         try:
             self._builder = trt.Builder(self._messages)
         except (TypeError, RuntimeError) as err:  # how the bindings tell of a null object
@@ -60,7 +62,7 @@ class TensorRTCompiler:
     def compile(self, bundle: Path, segment: Segment, batch: Tuple[int, int], engine: Path) -> None:
         """Build the engine of one segment into the file `engine`."""
         trt, builder = self._trt, self._builder
-        self._messages.last_error = ""
+        self._messages.first_error = ""
         network = builder.create_network(_network_flags(trt))
         parser = trt.OnnxParser(network, self._messages)  # owns weights: it must outlive the build
         _parse(parser, _content(bundle / segment.file, segment), segment)
@@ -99,10 +101,9 @@ class TensorRTCompiler:
         return config
 
     def _failure(self, what: str, err: Optional[Exception] = None) -> ToolchainError:
-        told = _one_line(self._messages.last_error or str(err or "it did not say why"))
+        told = _one_line(self._messages.first_error or str(err or "it did not say why"))
         return ToolchainError(
-            f"{self.builder} {self.tensorrt_version} {what} ({told}); close other programs that "
-            "use the GPU or limit --workspace-mib if memory ran out, else export for this TensorRT"
+            f"{self.builder} {self.tensorrt_version} {what} ({told}); {remedy_for(told)}"
         )
 
 
@@ -203,7 +204,7 @@ def _use_timing_cache(config: Any, path: Path) -> Any:
 
 @lru_cache(maxsize=None)
 def _messages(trt: Any) -> Any:
-    """Return TensorRT's logger, which speaks through logging and keeps the last error.
+    """Return TensorRT's logger, which speaks through logging and keeps the first error.
 
     There is one for the life of the process, since TensorRT keeps a pointer to the first.
     """
@@ -219,12 +220,12 @@ def _messages(trt: Any) -> Any:
     class Messages(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.last_error = ""
+            self.first_error = ""
 
         def log(self, severity: Any, message: str) -> None:
             level = levels.get(severity, logging.DEBUG)
-            if level == logging.ERROR:
-                self.last_error = message
+            if level == logging.ERROR and not self.first_error:
+                self.first_error = message
             log.log(level, "TensorRT: %s", message)
 
     return Messages()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import FrozenSet, List, Optional, Tuple
 
 from compress.errors import ToolchainError, UnsupportedModelError
+from compress.runtime.build_remedy import remedy_for
 from compress.runtime.manifest import Manifest, Segment
 
 __all__ = ["TIMING_CACHE", "Trtexec", "TrtexecCompiler", "find_trtexec", "weak_precisions"]
@@ -190,8 +191,7 @@ class TrtexecCompiler:
             )
         raise ToolchainError(
             f"trtexec {self.tensorrt_version} could not build the engine of {segment.file} "
-            f"({told}); close other programs that use the GPU or limit --workspace-mib if memory "
-            "ran out"
+            f"({told}); {remedy_for(told)}"
         )
 
 

@@ -2,24 +2,28 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from compress.checkpoint import Checkpoint, read_checkpoint, save
+from compress.checkpoint import Checkpoint, save
 from compress.data.image_data import ImageData
 from compress.errors import UserInputError
 from compress.files import check_output, write_json
 from compress.measure.latency import measure_latency
 from compress.measure.macs import count
 from compress.models.channel_kinds import counted_form, counts_matrices
+from compress.opened import Opening, open_checkpoint
 from compress.optional import require
-from compress.slimming.report import Absorption, Figures, SlimReport
+from compress.slimming.best import best_network
+from compress.slimming.candidates import Candidate, Mending
+from compress.slimming.judge import Evidence, evidence_of
+from compress.slimming.report import Figures, SlimReport
 from compress.slimming.selection import check_ratio
-from compress.slimming.slim import SlimOptions, SlimResult, relative_error, slim_model
+from compress.slimming.slim import SlimOptions, slim_model
 from compress.slimming.source import SlimSource, open_source
 from compress.slimming.sparsity import GammaSparsity
 from compress.slimming.target import TargetReached, counted_share, find_ratio, image_shape
@@ -41,15 +45,16 @@ class SlimJob:
         output: file to write, or folder for several ratios; None names them after the checkpoint.
         force: replace existing outputs.
         write: False only computes and reports.
-        factory: "package.module:function" for a network that is not of `compress.models`.
-        unsafe_pickle: read whole-module pickles, which runs code from the file.
-        image_size: side of the images; None takes the one that the network is built for or that the
-            checkpoint records, or 224.
+        opening: how the checkpoint is opened.
         data: where images to compare outputs on come from ("digits", …); None for seeded noise.
         images: the same, loaded already.
+        mending: what to try with images of the data; None judges the plain cut and the fold alone,
+            by outputs.
+        look: is shown every candidate that is tried, and leaves it as it is.
         latency: measure it.
         device: where to measure.
-        seed: of the noise.
+        seed: of the noise, of the split of the data, and of the draw of images.
+        cache: folder of decoded images, or "off"; None takes the usual folder.
     """
 
     checkpoint: Path
@@ -59,14 +64,15 @@ class SlimJob:
     output: Path | None = None
     force: bool = False
     write: bool = True
-    factory: str | None = None
-    unsafe_pickle: bool = False
-    image_size: int | None = None
+    opening: Opening = field(default_factory=Opening)
     data: str | None = None
     images: ImageData | None = None
+    mending: Mending | None = None
+    look: Callable[[Candidate], None] | None = None
     latency: bool = True
     device: str = "cpu"
     seed: int = 0
+    cache: Path | str | None = None
 
 
 def slim_checkpoint(job: SlimJob) -> Iterator[SlimReport]:
@@ -78,26 +84,35 @@ def slim_checkpoint(job: SlimJob) -> Iterator[SlimReport]:
     """
     for ratio in job.ratios:
         check_ratio(ratio)
-    if job.image_size is not None and job.image_size < 1:
-        raise UserInputError(f"--input-size is {job.image_size}; expected at least 1")
     if job.write:
         for ratio in job.ratios:
             _check_outputs(job, ratio)
-    checkpoint = read_checkpoint(
-        job.checkpoint, factory=job.factory, unsafe_pickle=job.unsafe_pickle
-    )
     source = open_source(
-        checkpoint,
+        open_checkpoint(job.checkpoint, job.opening),
         groups=job.options.groups,
-        image_size=job.image_size,
         data=job.data if job.images is None else job.images,
         seed=job.seed,
+        cache=job.cache,
     )
+    evidence = _evidence(job, source)
     target = _search(job, source)
     for ratio in [target.pruning_ratio] if target else job.ratios:
         for sparsity in source.sparsity.values():
             _warn_unless_sparse(sparsity, ratio)
-        yield _slim_one(job, source, ratio, target)
+        yield _slim_one(job, source, ratio, target, evidence)
+
+
+def _evidence(job: SlimJob, source: SlimSource) -> Evidence | None:
+    if job.mending is None or source.data is None:
+        return None
+    macs = count(source.plain, image_shape(source.example)).macs
+    return evidence_of(
+        source.data,
+        source.model,
+        images=job.mending.images_for(macs),
+        seed=job.seed,
+        labelled=source.opened.classes in (None, tuple(source.data.classes)),
+    )
 
 
 def report_path(output: Path) -> Path:
@@ -106,26 +121,30 @@ def report_path(output: Path) -> Path:
 
 
 def _slim_one(
-    job: SlimJob, source: SlimSource, ratio: float, target: TargetReached | None
+    job: SlimJob,
+    source: SlimSource,
+    ratio: float,
+    target: TargetReached | None,
+    evidence: Evidence | None,
 ) -> SlimReport:
     tqdm = require("tqdm", "progress bars").tqdm
-    with tqdm(total=4, desc=f"slim {ratio}", unit="step", leave=False) as bar:
-        bar.set_postfix_str("cutting channels")
-        result = slim_model(source.model, ratio, job.options, example=source.example)
-        bar.update()
-        bar.set_postfix_str("comparing outputs")
-        absorption = _compare(job, source, result)
+    with tqdm(total=3, desc=f"slim {ratio}", unit="step", leave=False) as bar:
+        bar.set_postfix_str("cutting channels, comparing outputs")
+        best = best_network(
+            source, ratio, job.options, evidence=evidence, mending=job.mending, look=job.look
+        )
         bar.update()
         bar.set_postfix_str("measuring")
-        before, after = _measure(job, source, result.model)
+        before, after = _measure(job, source, best.result.model)
         bar.update()
         bar.set_postfix_str("writing")
         report = SlimReport(
-            result=result,
+            result=best.result,
             options=job.options,
             before=before,
             after=after,
-            absorption=absorption,
+            absorption=best.absorption,
+            choice=best.choice,
             sparsity=source.sparsity,
             untrained=source.untrained,
             counts_matrices=counts_matrices(source.plain, source.kinds),
@@ -145,6 +164,7 @@ def _write(report: SlimReport, checkpoint: Checkpoint, output: Path) -> None:
     slimming = {
         "pruning_ratio": told["predict_pruned_ratio"],
         **{key: told[key] for key in ("true_pruned_ratio", "threshold", "groups", "options")},
+        "made_by": told["made_by"],
         "source_sha256": checkpoint.sha256,
         "versions": told["versions"],
     }
@@ -192,30 +212,6 @@ def _measured_share(job: SlimJob, source: SlimSource) -> Callable[[float], float
         return times["after"].median_ms / times["before"].median_ms
 
     return share_at
-
-
-def _compare(job: SlimJob, source: SlimSource, result: SlimResult) -> Absorption:
-    error = relative_error(result.model, source.model, source.images)
-    if not result.absorbable:
-        return Absorption(
-            applied=False,
-            error_plain=error,
-            error_absorbed=None,
-            images=source.images_name,
-            not_absorbed=result.not_absorbed,
-        )
-    options = replace(job.options, absorb=not job.options.absorb)
-    ratio = result.selection.pruning_ratio
-    other = slim_model(source.model, ratio, options, example=source.example)
-    errors = [error, relative_error(other.model, source.model, source.images)]
-    absorbed, plain = errors if job.options.absorb else reversed(errors)
-    return Absorption(
-        applied=job.options.absorb,
-        error_plain=plain,
-        error_absorbed=absorbed,
-        images=source.images_name,
-        not_absorbed=result.not_absorbed if job.options.absorb else other.not_absorbed,
-    )
 
 
 def _measure(job: SlimJob, source: SlimSource, after: nn.Module) -> tuple[Figures, Figures]:

@@ -10,6 +10,7 @@ from torch import nn
 from compress.measure.latency import Latency
 from compress.measure.macs import ModelCounts, log_flops_line
 from compress.measure.versions import hardware, versions
+from compress.slimming.candidates import Choice
 from compress.slimming.slim import LayerWidth, SlimOptions, SlimResult
 from compress.slimming.sparsity import GammaSparsity
 from compress.slimming.target import TargetReached
@@ -67,6 +68,7 @@ class Absorption:
             layer of the network can take that up.
         images: what the outputs were compared on.
         not_absorbed: layers where folding was not possible.
+        wanted: whether the fold could be kept, were it the better (no `--no-absorb`).
     """
 
     applied: bool
@@ -74,6 +76,7 @@ class Absorption:
     error_absorbed: float | None
     images: str
     not_absorbed: tuple[str, ...] = ()
+    wanted: bool = True
 
     def sentence(self) -> str:
         """Return one line for the console."""
@@ -82,7 +85,10 @@ class Absorption:
                 "constants of removed channels: not folded, no layer of this network takes them "
                 f"up; relative output error {self.error_plain:.3g} on {self.images}"
             )
-        done = "folded into the next layers" if self.applied else "not folded (--no-absorb)"
+        if self.applied:
+            done = "folded into the next layers"
+        else:
+            done = "not folded, as that is the worse" if self.wanted else "not folded (--no-absorb)"
         gain = self.error_plain / self.error_absorbed if self.error_absorbed > 0 else float("inf")
         return (
             f"constants of removed channels: {done}; relative output error {self.error_plain:.3g} "
@@ -107,6 +113,7 @@ class SlimReport:
         settings: what else the figures depend on.
         target: what a search found.
         output: the file that was written.
+        choice: what was tried with images of the data, and which of it was written.
     """
 
     result: SlimResult
@@ -121,6 +128,14 @@ class SlimReport:
     settings: Mapping[str, Any] = field(default_factory=dict)
     target: TargetReached | None = None
     output: str | None = None
+    choice: Choice | None = None
+
+    @property
+    def made_by(self) -> str:
+        """What the written network is: "plain", "fold", "repair", …."""
+        if self.choice is not None:
+            return self.choice.best.name
+        return "fold" if self.absorption.applied else "plain"
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the network as JSON values."""
@@ -140,8 +155,11 @@ class SlimReport:
             "before": self.before.to_dict(),
             "after": self.after.to_dict(),
             "kept_whole": dict(self.result.kept_whole),
+            "notes": list(self.result.notes),
             "target": asdict(self.target) if self.target else None,
             "absorption": asdict(self.absorption),
+            "made_by": self.made_by,
+            "choice": self.choice.to_dict() if self.choice else None,
             "gamma": only.get("gamma"),
             "filters_counted_as_matrices": self.counts_matrices,
             "options": asdict(self.options),
@@ -213,7 +231,8 @@ class SlimReport:
     def _smallest_kept(self, layer: LayerWidth) -> str:
         if layer.smallest_kept is None:
             return f"kept whole: {self.result.kept_whole.get(layer.name, 'nothing ranks it')}"
-        return f"{layer.smallest_kept:.4g}"
+        why = f"   {layer.unrounded}" if layer.unrounded else ""
+        return f"{layer.smallest_kept:.4g}{why}"
 
     def _notes(self) -> list[str]:
         before, after = self.before.counts, self.after.counts
@@ -239,7 +258,8 @@ class SlimReport:
         if self.untrained:
             kinds = ", ".join(self.untrained)
             notes.append(f"ranked by their weights, not by trained scales: {kinds}")
-        notes.append(self.absorption.sentence())
+        notes += self.result.notes
+        notes.append((self.choice or self.absorption).sentence())
         if after.uncounted:
             notes.append(f"not counted in MACs: {', '.join(after.uncounted)}")
         if self.output:

@@ -6,7 +6,8 @@ arXiv 1708.06519) ranks the channels of all layers together by the BatchNorm sca
 1. threshold = sorted |γ| of all prunable channels, at index int(total * pruning_ratio);
 2. channels with |γ| above the threshold survive;
 3. each layer's count is rounded up to a multiple of `round_to`, at least `min_channels`, and the
-   places that rounding opened go to the layer's next largest |γ|.
+   places that rounding opened go to the layer's next largest |γ|; a layer that no such multiple
+   fits into keeps all its channels.
 
 Worked example, two layers, pruning_ratio 0.5, round_to 2, min_channels 2:
 
@@ -20,12 +21,13 @@ Equal values at the threshold go together: the rule keeps what is strictly above
 removes nothing.
 int(total * pruning_ratio) is computed in floating point as written, so 0.29 of 100 is index 28.
 Channels that can only go together (the same place in every group of a grouped convolution) are
-neighbours with one score, and a layer's count is then a multiple of their number too.
+neighbours with one score, and a layer's count is then a multiple of their number too; of their
+number alone where both together leave no choice.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -44,12 +46,14 @@ class Selection:
         threshold: the global threshold on |γ|.
         kept: per group the indices of the channels that stay, ascending, int64.
         totals: per group the channels that it had.
+        unrounded: per group that rounding does not fit, what was done instead.
     """
 
     pruning_ratio: float
     threshold: float
     kept: dict[str, Tensor]
     totals: dict[str, int]
+    unrounded: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def widths(self) -> dict[str, int]:
@@ -87,7 +91,7 @@ def select_channels(
             together: of 2, channels 0 and 1, then 2 and 3, …; 1 where a group is not named.
 
     Raises:
-        UserInputError: an argument is out of range, or no multiple of `round_to` fits a layer.
+        UserInputError: an argument is out of range.
         UnsupportedModelError: a score is not finite, or all scores are equal.
     """
     check_ratio(pruning_ratio)
@@ -100,14 +104,22 @@ def select_channels(
     threshold = global_threshold(scores, pruning_ratio)
     bar = threshold if pruning_ratio > 0 else -math.inf
     together = channels_per_decision or {}
+    kept, unrounded = {}, {}
+    for name, score in scores.items():
+        survivors = int((score > bar).sum())
+        step = together.get(name, 1)
+        width, why = _width(survivors, len(score), step, round_to, min_channels)
+        # A stable sort gives equal scores to the lower index, so the choice is the same everywhere.
+        largest = score.sort(descending=True, stable=True).indices[:width]
+        kept[name] = largest.sort().values
+        if why:
+            unrounded[name] = why
     return Selection(
         pruning_ratio=pruning_ratio,
         threshold=threshold,
-        kept={
-            name: _keep(name, score, bar, math.lcm(round_to, together.get(name, 1)), min_channels)
-            for name, score in scores.items()
-        },
+        kept=kept,
         totals={name: len(score) for name, score in scores.items()},
+        unrounded=unrounded,
     )
 
 
@@ -136,21 +148,29 @@ def check_finite(scores: Mapping[str, Tensor]) -> None:
             )
 
 
-def _keep(name: str, score: Tensor, threshold: float, round_to: int, min_channels: int) -> Tensor:
-    survivors = int((score > threshold).sum())
-    width = round_to * math.ceil(max(survivors, min_channels) / round_to)
-    if survivors == len(score):
-        width = survivors  # nothing goes, so there is nothing to round
-    if width > len(score):
-        raise UserInputError(
-            f"{name}: {survivors} of {len(score)} channels survive threshold {threshold:.4g}, and "
-            f"no multiple of {round_to} that is at least {max(survivors, min_channels)} fits "
-            f"into {len(score)}; lower --round-to or --min-channels, or leave the layer out with "
-            "--ignore"
+def _width(
+    survivors: int, total: int, step: int, round_to: int, min_channels: int
+) -> tuple[int, str | None]:
+    """Return how many channels of a group stay, and what stood against rounding, if anything.
+
+    >>> _width(11, 12, 1, 8, 8)  # 16 would be asked for
+    (12, 'no multiple of 8 from 11 to 12')
+    >>> _width(30, 110, 55, 8, 8)  # 440 is the smallest multiple of both
+    (55, 'in steps of 55, its groups; a multiple of 8 as well would be 440')
+    """
+    if survivors == total:
+        return total, None  # nothing goes, so there is nothing to round
+    wanted, both = max(survivors, min_channels), math.lcm(round_to, step)
+    if step > 1 and both >= total > step:
+        width = min(step * math.ceil(wanted / step), total)
+        return (
+            width,
+            f"in steps of {step}, its groups; a multiple of {round_to} as well would be {both}",
         )
-    # A stable sort gives equal scores to the lower index, so the choice is the same everywhere.
-    largest = score.sort(descending=True, stable=True).indices[:width]
-    return largest.sort().values
+    width = both * math.ceil(wanted / both)
+    if width > total:
+        return total, f"no multiple of {both} from {wanted} to {total}"
+    return width, None
 
 
 def _check_scores(scores: Mapping[str, Tensor]) -> None:

@@ -1,13 +1,14 @@
 """Slim a network in memory: score, choose, cut."""
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
+from compress.errors import UnsupportedModelError, UserInputError
 from compress.models.channel_kinds import resolve_kinds
 from compress.models.channels import Slimmable
 from compress.slimming.selection import Selection, check_ratio, select_channels
@@ -18,10 +19,11 @@ __all__ = [
     "SlimOptions",
     "SlimResult",
     "open_channels",
-    "relative_error",
     "select",
     "slim_model",
 ]
+
+FAR = 0.05  # a gap between asked and true ratio that a user should hear of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,7 @@ class LayerWidth:
         after: channels it has.
         smallest_kept: smallest score |γ| that stayed; None where nothing was to choose.
         kind: what the channels are.
+        unrounded: why its width is no multiple of what was asked for; None where it is.
     """
 
     name: str
@@ -61,6 +64,7 @@ class LayerWidth:
     after: int
     smallest_kept: float | None
     kind: str = "channels"
+    unrounded: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as JSON values."""
@@ -85,6 +89,8 @@ class SlimResult:
         not_absorbed: layers that could not take up what their removed inputs were worth, or groups
             that no layer can take up anything of.
         kept_whole: layers that could not lose channels, and why.
+        notes: what a user should hear of, each a line.
+        kept_outputs: by layer that lost outputs, the indices of those that stayed.
     """
 
     model: nn.Module
@@ -94,6 +100,8 @@ class SlimResult:
     absorbable: bool = True
     not_absorbed: tuple[str, ...] = ()
     kept_whole: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    kept_outputs: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class _Channels(Protocol):
@@ -105,6 +113,7 @@ class _Channels(Protocol):
     def scores(self) -> dict[str, Tensor]: ...
     def widths(self) -> dict[str, int]: ...
     def channels_per_decision(self) -> dict[str, int]: ...
+    def kept_outputs(self, selection: Selection) -> dict[str, Tensor]: ...
     def skeleton(self, selection: Selection) -> nn.Module: ...
     def slim(self, selection: Selection, *, absorb: bool) -> nn.Module: ...
 
@@ -126,8 +135,8 @@ def slim_model(
             layers are traced with it.
 
     Raises:
-        UserInputError: an option is out of range, no width satisfies the rounding, or the network
-            has no channels of a kind that is asked for.
+        UserInputError: an option is out of range, no layer has a width that satisfies the rounding,
+            or the network has no channels of a kind that is asked for.
         UnsupportedModelError: the network has no channels that can be ranked or removed.
     """
     options = options or SlimOptions()
@@ -135,6 +144,7 @@ def slim_model(
     channels = open_channels(model, options, example)
     by_kind = select_by_kind(channels, pruning_ratio, options)
     selection = _together(by_kind)
+    _check_something_goes(selection)
     before, scores = channels.widths(), channels.scores()
     slim = channels.slim(selection, absorb=options.absorb)
     return SlimResult(
@@ -147,6 +157,8 @@ def slim_model(
         absorbable=getattr(channels, "absorbable", True),
         not_absorbed=channels.not_absorbed,
         kept_whole=channels.kept_whole,
+        notes=tuple(_notes(channels, selection)),
+        kept_outputs=channels.kept_outputs(selection),
     )
 
 
@@ -178,6 +190,8 @@ def select_by_kind(
     scores: dict[str, dict[str, Tensor]] = {}
     for name, score in channels.scores().items():
         scores.setdefault(_kind(channels, name), {})[name] = score
+    if not scores:
+        raise UnsupportedModelError(_why_nothing_goes(channels.kept_whole))
     return {
         kind: select_channels(
             ranked_together,
@@ -186,7 +200,7 @@ def select_by_kind(
             min_channels=options.min_channels,
             channels_per_decision=channels.channels_per_decision(),
         )
-        for kind, ranked_together in (scores or {"channels": {}}).items()
+        for kind, ranked_together in scores.items()
     }
 
 
@@ -200,6 +214,7 @@ def _together(by_kind: Mapping[str, Selection]) -> Selection:
         threshold=math.nan,
         kept={name: kept for one in selections for name, kept in one.kept.items()},
         totals={name: total for one in selections for name, total in one.totals.items()},
+        unrounded={name: why for one in selections for name, why in one.unrounded.items()},
     )
 
 
@@ -208,11 +223,44 @@ def _kind(channels: _Channels, name: str) -> str:
     return kinds.get(name, "channels")
 
 
-@torch.inference_mode()
-def relative_error(model: nn.Module, reference: nn.Module, images: Tensor) -> float:
-    """Return the norm of the difference of two networks' outputs over that of the reference."""
-    wanted = reference(images)
-    return ((model(images) - wanted).norm() / wanted.norm().clamp_min(1e-30)).item()
+def _check_something_goes(selection: Selection) -> None:
+    if selection.unrounded and selection.true_pruned_ratio == 0:
+        name, why = next(iter(selection.unrounded.items()))
+        raise UserInputError(
+            f"nothing would go: {len(selection.unrounded)} of {len(selection.kept)} layers keep "
+            f"all their channels for rounding, such as {name} ({why}), and no other loses any; "
+            "lower --round-to or --min-channels"
+        )
+
+
+def _why_nothing_goes(kept_whole: Mapping[str, str]) -> str:
+    if not kept_whole:
+        return (
+            "no channel can be removed: the network has no BatchNorm with γ; expected one behind "
+            "the convolutions that are to lose channels"
+        )
+    if set(kept_whole.values()) == {"--ignore says so"}:
+        return "no channel can be removed: --ignore matches all layers that could lose some"
+    counts = Counter(kept_whole.values()).most_common(4)
+    reasons = "; ".join(f"{count} because {why}" for why, count in counts)
+    return (
+        f"no channel can be removed: all {len(kept_whole)} groups of channels with γ stay whole, "
+        f"{reasons}"
+    )
+
+
+def _notes(channels: _Channels, selection: Selection) -> Iterator[str]:
+    asked, true = selection.pruning_ratio, selection.true_pruned_ratio
+    if asked - true > FAR:
+        yield (
+            f"asked to remove {asked:.3g} of the channels, removed {true:.3g}: widths are rounded "
+            f"and have a floor, and {len(selection.unrounded)} of {len(selection.kept)} layers do "
+            "not fit; lower --round-to or --min-channels to come closer"
+        )
+    unseen: tuple[str, ...] = getattr(channels, "unseen", ())
+    if unseen:
+        more = f" and {len(unseen) - 3} more" if len(unseen) > 3 else ""
+        yield f"did not run on the image, so their widths stay: {', '.join(unseen[:3])}{more}"
 
 
 def _layer(
@@ -222,4 +270,11 @@ def _layer(
         return LayerWidth(name=name, before=before, after=before, smallest_kept=None, kind=kind)
     kept = selection.kept[name]
     smallest = scores[name].abs()[kept].min().item()
-    return LayerWidth(name=name, before=before, after=len(kept), smallest_kept=smallest, kind=kind)
+    return LayerWidth(
+        name=name,
+        before=before,
+        after=len(kept),
+        smallest_kept=smallest,
+        kind=kind,
+        unrounded=selection.unrounded.get(name),
+    )

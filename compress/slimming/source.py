@@ -3,18 +3,20 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor, nn
 
-from compress.checkpoint import Checkpoint, model_from_checkpoint
+from compress.checkpoint import Checkpoint
 from compress.data.image_data import ImageData
-from compress.data.sample import check_forward, image_size_of, noise, pictures
+from compress.data.sample import noise, pictures
 from compress.models.channel_kinds import (
     resolve_kinds,
     trained_kinds,
     with_scales,
     without_scales,
 )
+from compress.opened import Opened, check_forward
 from compress.slimming.scales import channel_scales
 from compress.slimming.selection import check_finite
 from compress.slimming.sparsity import GammaSparsity, gamma_sparsity
@@ -32,7 +34,7 @@ class SlimSource:
     """An opened checkpoint.
 
     Attributes:
-        checkpoint: as read.
+        opened: the checkpoint, and all that it tells.
         model: its network, with a scale for every channel that may go.
         plain: the same without scales that are not its own: the network "before".
         kinds: kinds of channels that may go.
@@ -40,9 +42,10 @@ class SlimSource:
         sparsity: how sparse the scales of the others are.
         images: (N, C, H, W) to trace, compare and time with.
         images_name: what they are.
+        data: where they come from; None for noise.
     """
 
-    checkpoint: Checkpoint
+    opened: Opened
     model: nn.Module
     plain: nn.Module
     kinds: tuple[str, ...]
@@ -50,6 +53,12 @@ class SlimSource:
     sparsity: dict[str, GammaSparsity]
     images: Tensor
     images_name: str
+    data: ImageData | None = None
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint as read."""
+        return self.opened.checkpoint
 
     @property
     def example(self) -> Tensor:
@@ -64,44 +73,43 @@ class SlimSource:
 
 
 def open_source(
-    checkpoint: Checkpoint,
+    network: Opened,
     *,
     groups: Sequence[str] = (),
-    image_size: int | None = None,
     data: str | ImageData | None = None,
     seed: int = 0,
+    cache: Path | str | None = None,
 ) -> SlimSource:
-    """Build the network of a checkpoint and bring it into the form in which it is slimmed.
+    """Bring the network of a checkpoint into the form in which it is slimmed.
 
     Args:
-        checkpoint: as read.
+        network: the opened checkpoint.
         groups: kinds of channels that may go; the network's default where none is named.
-        image_size: side of the images; None takes the one that the network is built for or that the
-            checkpoint records, or 224.
         data: where the images come from; None for noise.
         seed: of the noise, and of the split of the data.
+        cache: folder of decoded images, or "off"; None takes the usual folder.
 
     Raises:
         UserInputError: the network has no channels of a kind, or does not take such images.
         UnsupportedModelError: the network has nothing to rank its channels by, or NaN in it.
     """
-    original = model_from_checkpoint(checkpoint)
+    original = network.model
     kinds = resolve_kinds(original, groups)
     untrained = tuple(kind for kind in kinds if kind not in trained_kinds(original))
     model = with_scales(original, kinds)
     check_finite(channel_scales(model))  # before a forward that would only say "NaN somewhere"
-    size = image_size_of(checkpoint, model, asked=image_size)
-    if data is None:
-        images, images_name = noise(model, size, count=COMPARED_IMAGES, seed=seed)
+    loaded = None if data is None else network.data(data, seed=seed, cache=cache)
+    if loaded is None:
+        images, images_name = noise(network.image_shape(), count=COMPARED_IMAGES, seed=seed)
     else:
-        images, images_name = pictures(data, size, count=COMPARED_IMAGES, seed=seed)
-    check_forward(model, images, option="--input-size")
+        images, images_name = pictures(loaded, count=COMPARED_IMAGES)
+    check_forward(model, images)
     if untrained:
         _warn_untrained(untrained)
     trained = [kind for kind in kinds if kind not in untrained]
     found = {kind: gamma_sparsity(with_scales(model, [kind])) for kind in trained}
     return SlimSource(
-        checkpoint=checkpoint,
+        opened=network,
         model=model,
         plain=without_scales(original),
         kinds=kinds,
@@ -109,6 +117,7 @@ def open_source(
         sparsity={kind: sparsity for kind, sparsity in found.items() if sparsity},
         images=images,
         images_name=images_name,
+        data=loaded,
     )
 
 

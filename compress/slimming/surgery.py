@@ -72,6 +72,15 @@ class DeclaredChannels:
         """Return an empty dict: every channel of ours goes by itself."""
         return {}
 
+    def kept_outputs(self, selection: Selection) -> dict[str, Tensor]:
+        """Return, by layer that loses outputs, the indices of those that stay, ascending."""
+        return {
+            piece.tensor.removesuffix(".weight"): _indices(selection.kept[group.name], piece)
+            for group in self.groups
+            for piece in group.slices
+            if piece.dim == 0 and piece.tensor.endswith(".weight")
+        }
+
     def skeleton(self, selection: Selection) -> nn.Module:
         """Return the slim model without its tensors, on the meta device: enough to count."""
         with torch.device("meta"):
@@ -130,6 +139,9 @@ def _cut_(state: dict[str, Tensor], slices: Sequence[TensorSlice], kept: Tensor)
         tensor = state[piece.tensor]
         if len(kept) * piece.repeat == tensor.shape[piece.dim]:
             continue
-        offsets = torch.arange(piece.repeat)
-        indices = (kept[:, None] * piece.repeat + offsets).flatten()
-        state[piece.tensor] = tensor.index_select(piece.dim, indices.to(tensor.device))
+        indices = _indices(kept, piece).to(tensor.device)
+        state[piece.tensor] = tensor.index_select(piece.dim, indices)
+
+
+def _indices(kept: Tensor, piece: TensorSlice) -> Tensor:
+    return (kept[:, None] * piece.repeat + torch.arange(piece.repeat)).flatten()

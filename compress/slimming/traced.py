@@ -1,28 +1,32 @@
-"""Slim a network that is not ours: any with BatchNorm that torch-pruning's graph can follow.
+"""Slim a network that is not ours: any with BatchNorm that runs on an image.
 
 A decision is one channel of a set of coupled layers (`traced_coupling`): the layers of a residual
 stage, or a convolution, its depthwise successor and their BatchNorms. Coupled layers share the
 decision, and its score is the largest |γ| among them. Channels that cannot go one by one (those of
-the output, those behind an operation that mixes channels, those without γ) do not enter the
-percentile, or they would swallow a quota that they cannot fill.
+the output, those behind an operation that mixes channels, those that a layer reads where no γ
+scales them) do not enter the percentile, or they would swallow a quota that they cannot fill.
 
-Read on: `traced_graph` traces, `traced_coupling` finds the decisions, `traced_absorb` folds
-constants, `traced_surgery` cuts and proves the cut.
+What can go is tried before anything is ranked: the network runs without some channels of every
+group, and a group that it cannot run without, because its code has a width written down, stays.
+
+Read on: `traced_graph` runs the network and finds what reads what, `traced_coupling` finds the
+decisions, `traced_absorb` folds constants, `traced_surgery` cuts and proves the cut.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from compress.errors import UnsupportedModelError
+from compress.models.rebuild import at_own_widths
 from compress.slimming.patterns import matching
 from compress.slimming.selection import Selection
-from compress.slimming.traced_absorb import absorb_, find_readers
+from compress.slimming.traced_absorb import absorb_
 from compress.slimming.traced_coupling import CoupledChannels, coupled_channels
 from compress.slimming.traced_graph import trace
-from compress.slimming.traced_surgery import EXACT, change_of_cut_, cut_
+from compress.slimming.traced_surgery import InexactCutError, check_cut, cut_
 
 __all__ = ["TracedNetwork"]
 
@@ -41,24 +45,29 @@ class TracedNetwork:
         kept_whole: why groups of channels stay as they are, by group.
         not_absorbed: layers that could not take up what their removed inputs were worth, after
             `slim(…, absorb=True)`.
+        unseen: layers that did not run, neither as in use nor as in training; they keep their
+            widths on both sides.
 
     Raises:
-        UnsupportedModelError: the network does not run on the image, or cannot be traced.
+        UnsupportedModelError: the network does not run on the image, or its outputs are not finite.
         UserInputError: a pattern matches no layer.
     """
 
     def __init__(self, model: nn.Module, example: Tensor, ignore: Sequence[str] = ()) -> None:
         self._model = model
-        self._image_shape = example.shape
         graph = trace(model, example)
         left_out = matching(graph.layers, ignore)
-        self._readers = find_readers(graph)
+        self._readers = graph.readers
+        self._runs_in_training = graph.in_training
+        self._images = _noise(example.shape)
+        self.unseen = graph.unseen
         self.groups: dict[str, CoupledChannels] = {g.name: g for g in coupled_channels(graph)}
         self.kept_whole = {
             name: group.kept_whole or "--ignore says so"
             for name, group in self.groups.items()
             if group.kept_whole or group.owners & left_out
         }
+        self.kept_whole |= self._written_down()
         self.not_absorbed: tuple[str, ...] = ()
 
     def scores(self) -> dict[str, Tensor]:
@@ -84,6 +93,19 @@ class TracedNetwork:
             for name, group in self.groups.items()
         }
 
+    def kept_outputs(self, selection: Selection) -> dict[str, Tensor]:
+        """Return, by layer that loses outputs, the indices of those that stay, ascending."""
+        layers = dict(self._model.named_modules())
+        kept = {}
+        for (name, side), channels in self._removed(selection).items():
+            if side == "out" and isinstance(layers[name], nn.Linear | nn.modules.conv._ConvNd):
+                # What a transposed convolution gives lies in dimension 1 of its weight.
+                transposed = getattr(layers[name], "transposed", False)
+                stays = torch.ones(layers[name].weight.shape[int(transposed)], dtype=torch.bool)
+                stays[channels] = False
+                kept[name] = stays.nonzero().flatten()
+        return kept
+
     def skeleton(self, selection: Selection) -> nn.Module:
         """Return the slim network without its tensors, on the meta device: enough to count."""
         tensors = (*self._model.parameters(), *self._model.buffers())
@@ -103,59 +125,93 @@ class TracedNetwork:
             UnsupportedModelError: the surgery changed more than it should; the message names the
                 channels and the way out.
         """
-        slim = copy.deepcopy(self._model).eval()
         removed = self._removed(selection)
+        try:
+            self._check(removed)
+        except InexactCutError as err:
+            raise UnsupportedModelError(
+                f"removing the chosen channels does more than take them away: {err}; leave layers "
+                "out with --ignore"
+            ) from err
+        slim = copy.deepcopy(self._model).eval()
         self.not_absorbed = tuple(absorb_(slim, self._readers, removed)) if absorb else ()
-        if removed and not self._cuts_exactly_(slim, removed):
-            raise self._inexact(selection)
-        return slim
+        cut_(slim, removed)
+        return at_own_widths(slim)
 
-    def _removed(
-        self, selection: Selection, only: str | None = None
-    ) -> dict[tuple[str, str], Tensor]:
-        """Return the channels that go for each (layer, side), of one group or of all."""
-        removed: dict[tuple[str, str], list[Tensor]] = {}
-        for name in selection.kept if only is None else [only]:
+    def _removed(self, selection: Selection) -> dict[tuple[str, str], Tensor]:
+        """Return the channels that go for each (layer, side)."""
+        decisions = {}
+        for name in selection.kept:
             group = self.groups[name]
-            decisions, channels = (
+            decisions[name], channels = (
                 selection.removed(name)
                 .div(group.channels_per_decision, rounding_mode="floor")
                 .unique(return_counts=True)
             )
             if (channels != group.channels_per_decision).any():
                 raise ValueError(f"{name}: the selection was made without channels_per_decision")
-            for cut in group.cuts:
-                removed.setdefault((cut.layer, cut.side), []).append(
-                    cut.indices[decisions].flatten()
-                )
-        joined = {place: torch.cat(parts).sort().values for place, parts in removed.items()}
-        return {place: channels for place, channels in joined.items() if len(channels)}
+        return _places([(self.groups[name], going) for name, going in decisions.items()])
 
-    def _cuts_exactly_(self, network: nn.Module, removed: Mapping[tuple[str, str], Tensor]) -> bool:
-        generator = torch.Generator().manual_seed(0)
-        image = torch.randn(self._image_shape, generator=generator)
+    def _check(self, removed: Mapping[tuple[str, str], Tensor]) -> None:
+        if removed:
+            check_cut(self._model, removed, self._images, in_training=self._runs_in_training)
+
+    def _written_down(self) -> dict[str, str]:
+        """Return the groups that the network does not run without, and why."""
+        free = [name for name in self.groups if name not in self.kept_whole]
+        if self._what_breaks(free) is None:
+            return {}
+        by_suspect: dict[str | None, list[str]] = {}
+        for name in free:
+            by_suspect.setdefault(self.groups[name].suspect, []).append(name)
+        whole = self._that_break(by_suspect.pop(None, []))
+        for suspect, names in by_suspect.items():
+            # Modules of one class have the same code, so one trial speaks for all of them.
+            if self._what_breaks(names) is not None:
+                why = f"{suspect} has their number written down, or reads them by it"
+                whole |= dict.fromkeys(names, why)
+        return whole
+
+    def _that_break(self, names: Sequence[str]) -> dict[str, str]:
+        what = self._what_breaks(names)
+        if what is None:
+            return {}
+        if len(names) == 1:
+            return {names[0]: f"the network depends on their number: {what}"}
+        half = len(names) // 2
+        return {**self._that_break(names[:half]), **self._that_break(names[half:])}
+
+    def _what_breaks(self, names: Sequence[str]) -> str | None:
+        """Say what goes wrong where some channels of all these groups go; None where nothing."""
         try:
-            return change_of_cut_(network, removed, image) <= EXACT  # False for NaN
-        except Exception:  # whatever the forward of a wrongly cut network raises
-            return False
+            self._check(_places((self.groups[name], _some(self.groups[name])) for name in names))
+        except InexactCutError as err:
+            return str(err)
+        return None
 
-    def _inexact(self, selection: Selection) -> UnsupportedModelError:
-        for name, group in self.groups.items():
-            if name not in selection.kept:
-                continue
-            removed = self._removed(selection, only=name)
-            if removed and not self._cuts_exactly_(copy.deepcopy(self._model).eval(), removed):
-                layers = sorted(group.owners)
-                return UnsupportedModelError(
-                    f"{name}: removing channels of {', '.join(layers[:4])} does more than take "
-                    "them away, because the network reads them in a way that tracing does not show "
-                    "(a view, a fixed width, a value taken off the graph, or outputs that are not "
-                    f"finite); keep them whole with --ignore {layers[0]}"
-                )
-        return UnsupportedModelError(
-            "removing the chosen channels does more than take them away, though none of the layers "
-            "does alone; leave layers out with --ignore"
-        )
+
+def _noise(shape: torch.Size) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator) for _ in range(2)]
+
+
+def _some(group: CoupledChannels) -> Tensor:
+    """Return about a third of the decisions of a group, spread over it; at least one stays."""
+    generator = torch.Generator().manual_seed(0)
+    count = max(1, group.decisions // 3)
+    return torch.randperm(group.decisions, generator=generator)[:count].sort().values
+
+
+def _places(
+    decided: Iterable[tuple[CoupledChannels, Tensor]],
+) -> dict[tuple[str, str], Tensor]:
+    """Return the channels that go for each (layer, side), given the decisions of each group."""
+    removed: dict[tuple[str, str], list[Tensor]] = {}
+    for group, decisions in decided:
+        for cut in group.cuts:
+            removed.setdefault((cut.layer, cut.side), []).append(cut.indices[decisions].flatten())
+    joined = {place: torch.cat(parts).sort().values for place, parts in removed.items()}
+    return {place: channels for place, channels in joined.items() if len(channels)}
 
 
 def _on_meta(tensor: Tensor) -> Tensor:

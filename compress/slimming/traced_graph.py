@@ -1,151 +1,57 @@
-"""What reads what in a network that is not ours: torch-pruning's graph, with its gaps closed.
+"""What reads what in a network that is not ours, found by running it once.
 
-torch-pruning (DepGraph, arXiv 2301.12900) follows autograd from the outputs to the layers and says
-for each layer which channels of its neighbours are its own. Three things it does not see are added
-here: the image, whose channels must stay; the outputs, also where a layer gives them directly; and
-operations that pick or mix channels by position, which it takes for elementwise.
+Layers are recognised by their parameters where torch calls them, operations between them where
+torch dispatches them; `traced_layers` and `traced_rules` say how channels pass either. Nothing
+needs to be known of the network's classes, and nothing of gradients: whatever runs is followed,
+also what is not returned.
 """
 
+import contextlib
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from compress.errors import CompressError, UnsupportedModelError
-from compress.optional import require
+from compress.models.outputs import float_outputs
+from compress.slimming.traced_layers import LayerFollower, Reader
 
-__all__ = ["ChannelGraph", "Space", "mapped_channels", "output_tensors", "trace"]
+__all__ = ["ChannelGraph", "cuttable_layers", "trace", "training_form_"]
 
-# Operations whose results hold other channels at a position than their operands do.
-MIXING_OPERATIONS = (
-    "Transpose", "Permute", "TBackward", "Bmm", "MmBackward", "Addmm", "PixelShuffle",
-    "PixelUnshuffle", "ChannelShuffle", "IndexBackward", "IndexPut", "Repeat", "CopySlices",
-    "Im2Col", "AsStrided", "Convolution", "GroupNorm", "LayerNorm", "BatchNorm", "Embedding",
-    "ScaledDot", "Split", "Unbind", "MeanBackward0", "SumBackward0",
-)  # fmt: skip
-
-
-class Space(NamedTuple):
-    """The channels of one node that go together: what it gives, or what it reads.
-
-    Only layers whose channels on both sides are independent (convolutions, linear layers) have an
-    "in"; all others have one space, called "out".
-    """
-
-    node: Any
-    side: str
+CUTTABLE = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm)
+CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d, torch.conv_transpose1d,
+                torch.conv_transpose2d, torch.conv_transpose3d)  # fmt: skip
+MIXING = {F.group_norm: "GroupNorm", F.layer_norm: "LayerNorm", F.local_response_norm:
+          "LocalResponseNorm", F.multi_head_attention_forward: "MultiheadAttention"}  # fmt: skip
 
 
-class _Index(NamedTuple):
-    """A channel on its way through torch-pruning's index mappings."""
-
-    idx: int
-    root_idx: int
-
-
-class _WithImage(nn.Module):
-    """A layer in front of the network, so that the channels of the image appear in the graph."""
-
-    def __init__(self, network: nn.Module, channels: int) -> None:
-        super().__init__()
-        self.image = nn.BatchNorm2d(channels)
-        self.network = network
-
-    def forward(self, image: Tensor) -> Any:
-        return self.network(self.image(image))
-
-
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ChannelGraph:
-    """The nodes of a traced network: layers by name, operations between them.
+    """The layers of a traced network and which of their channels go together.
 
     Attributes:
-        nodes: all of them, in a fixed order.
-        layers: the nodes that are layers, by their names in the network, in module order.
+        layers: those that ran, by their names in the network, in module order.
+        classes: for every (layer, side) the class of each of its channels.
+        reasons: why classes must stay.
+        suspects: classes that a module picks by position or reshapes, and which module that is.
+        readers: what layers read on average.
+        unseen: layers that did not run, neither as in use nor as in training.
+        in_training: layers run in training that do not run in use.
     """
 
-    def __init__(self, dependency_graph: Any, traced: _WithImage) -> None:
-        self._graph = dependency_graph
-        self._types = require("torch_pruning", "tracing networks").ops.OPTYPE
-        self._image = dependency_graph.module2node[traced.image]
-        self.nodes: list[Any] = list(dependency_graph.module2node.values())
-        self.layers: dict[str, Any] = {
-            name: dependency_graph.module2node[module]
-            for name, module in traced.network.named_modules()
-            if module in dependency_graph.module2node
-        }
-        self._shared = _sharing_parameters(traced.network)
-        self._carrying = self._downstream_of_channels()
-
-    def is_type(self, node: Any, *names: str) -> bool:
-        """Whether a node is of one of torch-pruning's types, such as "BN" or "CONCAT"."""
-        return node.type in [self._types[name] for name in names]
-
-    def width(self, space: Space) -> int | None:
-        """Return the channels of a layer; None for an operation, which takes what comes."""
-        graph = self._graph
-        if space.side == "in":
-            return graph.get_in_channels(space.node)
-        if self.is_type(space.node, "OUTPUT"):
-            return None
-        return graph.get_out_channels(space.node)
-
-    def layer_spaces(self) -> Iterator[Space]:
-        """Give the channels of every layer, and of the image."""
-        for node in (*self.layers.values(), self._image):
-            yield Space(node, "out")
-            if self.is_type(node, "CONV", "LINEAR"):
-                yield Space(node, "in")
-
-    def carries_channels(self, node: Any) -> bool:
-        """Whether a node holds channels, and not only a weight on its way to its layer."""
-        return node in self._carrying
-
-    def why_whole(self, node: Any) -> str | None:
-        """Say why channels at this node cannot be removed one by one; None where they can."""
-        if node is self._image:
-            return "they belong to the image"
-        if self.is_type(node, "OUTPUT"):
-            return "they are the network's output"
-        if self.is_type(node, "PARAMETER"):
-            return "the network applies a parameter of its own to them"
-        if node in self.layers.values():
-            return self._why_layer_whole(node)
-        return _why_operation_whole(node)
-
-    def _why_layer_whole(self, node: Any) -> str | None:
-        kind = type(node.module).__name__
-        module = node.module
-        if any(self._computes_weight(giver) for giver in node.inputs):
-            return f"a {kind} among their layers computes its weight from other parameters"
-        if module in self._shared:
-            return f"a {kind} among their layers shares its parameters with another layer"
-        if self.is_type(node, "DEPTHWISE_CONV") and module.in_channels != module.out_channels:
-            return f"a {kind} among their layers has as many groups as outputs, but other inputs"
-        if self.is_type(node, "IN") and module.track_running_stats:
-            return f"a {kind} among their layers has statistics that torch-pruning does not cut"
-        known = ("CONV", "DEPTHWISE_CONV", "LINEAR", "BN", "PRELU", "IN")
-        if not self.is_type(node, *known):
-            # GroupNorm and LayerNorm average over channels, so no channel leaves them unnoticed.
-            return f"a {kind} among their layers works on all channels together"
-        return None
-
-    def _computes_weight(self, giver: Any) -> bool:
-        # A linear layer transposes its weight; anything more is a parametrization.
-        plain = not giver.inputs and giver.grad_fn.name().startswith("TBackward")
-        return not self.carries_channels(giver) and not plain
-
-    def _downstream_of_channels(self) -> set[Any]:
-        sources = [n for n in self.nodes if self.is_type(n, "PARAMETER")]
-        pending = [*sources, *self.layers.values(), self._image]
-        carrying: set[Any] = set()
-        while pending:
-            node = pending.pop()
-            if node not in carrying:
-                carrying.add(node)
-                pending.extend(node.outputs)
-        return carrying
+    layers: Mapping[str, nn.Module]
+    classes: Mapping[tuple[str, str], list[int]]
+    reasons: Mapping[int, str]
+    suspects: Mapping[int, str]
+    readers: Mapping[str, Reader]
+    unseen: tuple[str, ...]
+    in_training: bool
 
 
 def trace(network: nn.Module, example: Tensor) -> ChannelGraph:
@@ -156,100 +62,198 @@ def trace(network: nn.Module, example: Tensor) -> ChannelGraph:
         example: image (1, C, H, W).
 
     Raises:
-        UnsupportedModelError: the network does not run on the image, or cannot be traced.
+        UnsupportedModelError: the network does not run on the image, or returns what cannot be
+            compared.
     """
-    pruning = require("torch_pruning", "slimming networks that are not of compress.models")
-    # A copy, because tracing needs gradients everywhere and eval mode, and leaves its marks.
-    traced = _WithImage(copy.deepcopy(network), example.shape[1]).requires_grad_(True).eval()
+    traced = copy.deepcopy(network).eval()
+    layers = LayerFollower(traced)
+    _run(traced, example, layers)
+    readers = layers.readers()
+    unseen = _unseen(traced, layers)
+    if unseen:
+        # Heads for deep supervision run in training only, and read channels nevertheless.
+        with contextlib.suppress(UnsupportedModelError):
+            _run(training_form_(traced), example, layers)
+    return _graph(traced, layers, readers, unseen)
+
+
+def training_form_(network: nn.Module) -> nn.Module:
+    """Let a network do what it does in training, but for layers that depend on the batch."""
+    network.train()
+    for layer in network.modules():
+        if isinstance(layer, nn.modules.batchnorm._NormBase | nn.modules.dropout._DropoutNd):
+            layer.eval()
+    return network
+
+
+def cuttable_layers(network: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers whose channels can be cut, by name."""
+    return {n: layer for n, layer in network.named_modules() if isinstance(layer, CUTTABLE)}
+
+
+def _run(network: nn.Module, example: Tensor, layers: LayerFollower) -> None:
+    image = example.detach().clone()
     try:
-        with torch.enable_grad():
-            graph = pruning.DependencyGraph().build_dependency(
-                traced,
-                example,
-                forward_fn=_outputs,
-                # A copied output is a node of its own, which tells outputs from layers.
-                output_transform=lambda outputs: [tensor.clone() for tensor in outputs],
-                verbose=False,
-            )
-        return ChannelGraph(graph, traced)
+        with torch.no_grad():
+            layers.image(image)
+            dispatched = _Operations(layers)
+            with _running(network, layers), dispatched, _LayerCalls(layers, dispatched):
+                output = network(image)
+            for tensor in float_outputs(output).values():
+                layers.output(tensor)
     except CompressError:
         raise
-    except Exception as err:  # torch-pruning fails with whatever its assumptions run into
-        raise UnsupportedModelError(
-            f"{type(network).__name__} cannot be traced ({type(err).__name__}: {err}); expected a "
-            "network of layers that autograd can follow from the image to every output"
-        ) from err
-
-
-def output_tensors(output: Any) -> list[Tensor]:
-    """Return the floating-point tensors in what a network returned, in order."""
-    if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() else []
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    if isinstance(output, list | tuple):
-        return [tensor for part in output for tensor in output_tensors(part)]
-    return []
-
-
-def mapped_channels(edge: Any, channels: list[int]) -> list[tuple[int, int]]:
-    """Follow channels along an edge of the graph; return pairs (channel here, channel there)."""
-    pairs: Any = [_Index(channel, channel) for channel in channels]
-    for mapping in edge.index_mapping:
-        if mapping is not None:
-            pairs = mapping(pairs)
-    return [(pair.root_idx, pair.idx) for pair in pairs]
-
-
-def _outputs(traced: _WithImage, image: Tensor) -> list[Tensor]:
-    name = type(traced.network).__name__
-    try:
-        outputs = output_tensors(traced(image))
     except Exception as err:  # whatever the forward of the network raises
         raise UnsupportedModelError(
-            f"{name} cannot be run on an image of shape {tuple(image.shape[1:])} "
-            f"({type(err).__name__}: {err}); give the size that it expects with --input-size"
+            f"{type(network).__name__} cannot be run on an image of shape "
+            f"{tuple(example.shape[1:])} ({type(err).__name__}: {err}); give the size that it "
+            "expects with --input-size"
         ) from err
-    if not outputs or any(tensor.grad_fn is None for tensor in outputs):
-        raise UnsupportedModelError(
-            f"{name} returns {len(outputs)} tensors, not all with a path back to its layers; "
-            "expected outputs computed with gradients enabled, not detached"
-        )
-    return outputs
 
 
-def _sharing_parameters(network: nn.Module) -> set[nn.Module]:
-    owners: dict[int, list[nn.Module]] = {}
+@contextlib.contextmanager
+def _running(network: nn.Module, layers: LayerFollower) -> Iterator[None]:
+    """Let the follower know in whose forward it is."""
+    stack = layers.follower.running
+    hooks = []
+
+    def leave(*_: Any) -> None:  # what a hook returns would take the place of the output
+        stack.pop()
+
     for module in network.modules():
-        for parameter in module.parameters(recurse=False):
-            owners.setdefault(id(parameter), []).append(module)
-    return {module for modules in owners.values() if len(modules) > 1 for module in modules}
+        hooks.append(module.register_forward_pre_hook(lambda module, _: stack.append(module)))
+        hooks.append(module.register_forward_hook(leave))
+    try:
+        yield
+    finally:
+        stack.clear()
+        for hook in hooks:
+            hook.remove()
 
 
-def _why_operation_whole(node: Any) -> str | None:
-    function = node.grad_fn
-    name = function.name() if hasattr(function, "name") else type(function).__name__
-    kind = name.removesuffix("0").removesuffix("1").removesuffix("Backward")
-    why = f"they pass through {kind}, which picks or mixes channels by position"
-    if any(operation in name for operation in MIXING_OPERATIONS):
-        return why
-    if name.startswith("Cat"):
-        known = function._saved_dim == 1 and getattr(node.module, "offsets", None) is not None
-        return None if known else f"they pass through {kind}, and not along known channels"
-    if name.startswith("ConstantPad"):
-        return why if len(function._saved_pad) > 4 else None
-    return why if _touches_channel_dimension(function) else None
+def _graph(
+    network: nn.Module,
+    layers: LayerFollower,
+    readers: Mapping[str, Reader],
+    unseen_in_use: tuple[str, ...],
+) -> ChannelGraph:
+    follower = layers.follower
+    root = follower.cells.root
+    reasons: dict[int, str] = {}
+    # What γ does not scale comes last: where another reason holds, no γ would help.
+    for cell, why in (*follower.reasons, *follower.unscaled):
+        reasons.setdefault(root(cell), why)
+    seen = {name for name, _ in layers.places}
+    unseen = _unseen(network, layers)
+    return ChannelGraph(
+        layers={name: layer for name, layer in network.named_modules() if name in seen},
+        classes={place: [root(c) for c in cells] for place, cells in layers.places.items()},
+        reasons=reasons,
+        suspects={root(cell): who for cell, who in reversed(follower.suspects.items())},
+        readers=readers,
+        unseen=unseen,
+        in_training=unseen != unseen_in_use,
+    )
 
 
-def _touches_channel_dimension(function: Any) -> bool:
-    """Whether an operation along given dimensions (a mean, a slice) works along channels."""
-    dims = getattr(function, "_saved_dim", getattr(function, "_saved_dims", None))
-    if dims is None:
-        return False
-    shape = getattr(function, "_saved_self_sym_sizes", None)
-    for dim in dims if isinstance(dims, tuple) else (dims,):
-        # Negative dimensions are saved as unsigned numbers.
-        signed = dim - 2**64 if dim >= 2**63 else dim
-        if signed % (len(shape) if shape else 4) == 1:
-            return True
-    return False
+def _unseen(network: nn.Module, layers: LayerFollower) -> tuple[str, ...]:
+    seen = {name for name, _ in layers.places}
+    return tuple(name for name in cuttable_layers(network) if name not in seen)
+
+
+class _Operations(TorchDispatchMode):
+    """Shows every operation between layers to the follower."""
+
+    def __init__(self, layers: LayerFollower) -> None:
+        super().__init__()
+        self._follower = layers.follower
+        self._inside_layer = False
+
+    @contextlib.contextmanager
+    def inside_layer(self) -> Iterator[None]:
+        """Look away from what a layer does inside."""
+        before, self._inside_layer = self._inside_layer, True
+        try:
+            yield
+        finally:
+            self._inside_layer = before
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not self._inside_layer:
+            with torch._C.DisableTorchFunction():
+                self._follower.follow(func, args, kwargs or {}, out)
+        return out
+
+
+class _LayerCalls(TorchFunctionMode):
+    """Shows every call of a layer to the follower, as one thing."""
+
+    def __init__(self, layers: LayerFollower, operations: _Operations) -> None:
+        super().__init__()
+        self._layers = layers
+        self._operations = operations
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in _LAYERS:
+            return func(*args, **kwargs)
+        with self._operations.inside_layer():
+            out = func(*args, **kwargs)
+            with torch._C.DisableTorchFunction():
+                _LAYERS[func](self._layers, args, kwargs, out)
+        return out
+
+
+def _argument(args: Any, kwargs: Any, place: int, name: str) -> Any:
+    return args[place] if len(args) > place else kwargs.get(name)
+
+
+def _image_and_parameters(args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
+    image, weight, bias = (
+        _argument(args, kwargs, i, name) for i, name in enumerate(("input", "weight", "bias"))
+    )
+    return image, weight, bias
+
+
+def _convolution(layers: LayerFollower, args: Any, kwargs: Any, out: Tensor) -> None:
+    image, weight, bias = _image_and_parameters(args, kwargs)
+    layers.convolve("convolution", image, weight, bias, out)
+
+
+def _linear(layers: LayerFollower, args: Any, kwargs: Any, out: Tensor) -> None:
+    image, weight, bias = _image_and_parameters(args, kwargs)
+    layers.convolve("Linear", image, weight, bias, out)
+
+
+def _batch_norm(layers: LayerFollower, args: Any, kwargs: Any, out: Tensor) -> None:
+    keys = [_argument(args, kwargs, 3, "weight"), _argument(args, kwargs, 1, "running_mean")]
+    layers.normalize("BatchNorm", _argument(args, kwargs, 0, "input"), keys, out)
+
+
+def _instance_norm(layers: LayerFollower, args: Any, kwargs: Any, out: Tensor) -> None:
+    keys = [_argument(args, kwargs, 3, "weight"), _argument(args, kwargs, 1, "running_mean")]
+    layers.normalize("InstanceNorm", _argument(args, kwargs, 0, "input"), keys, out)
+
+
+def _prelu(layers: LayerFollower, args: Any, kwargs: Any, out: Tensor) -> None:
+    image, weight, _ = _image_and_parameters(args, kwargs)
+    layers.rectify(image, weight, out)
+
+
+def _mixing(kind: str) -> Any:
+    def follow(layers: LayerFollower, args: Any, kwargs: Any, out: Any) -> None:
+        operands = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+        layers.mix(kind, operands, out)
+
+    return follow
+
+
+_LAYERS: dict[Any, Any] = {
+    **dict.fromkeys(CONVOLUTIONS, _convolution),
+    F.linear: _linear,
+    F.batch_norm: _batch_norm,
+    F.instance_norm: _instance_norm,
+    torch.prelu: _prelu,
+    **{function: _mixing(kind) for function, kind in MIXING.items()},
+}

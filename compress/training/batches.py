@@ -7,11 +7,9 @@ process with two micro-batches draws.
 """
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,30 +22,10 @@ __all__ = [
     "BatchPlan",
     "Prepare",
     "TrainingData",
-    "TrainingSplit",
     "derived_seed",
     "plan_batches",
-    "prefetched",
     "prepare_images",
 ]
-
-T = TypeVar("T")
-R = TypeVar("R")
-
-
-class TrainingSplit(Protocol):
-    """One part of a data set: images, or cached features of them."""
-
-    @property
-    def labels(self) -> Tensor:
-        """Class indices (N,) int64."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def images(self, indices: Tensor) -> Tensor:
-        """Return the images (B, 3, S, S) uint8, or whatever else the network reads."""
-        ...
 
 
 class TrainingData(Protocol):
@@ -172,23 +150,3 @@ def derived_seed(*parts: int | str) -> int:
     """
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
-
-
-def prefetched(
-    load: Callable[[T], R], items: Iterable[T], *, workers: int
-) -> Generator[R, None, None]:
-    """Yield `load(item)` for every item in order, loading up to two per worker ahead in threads."""
-    if workers == 0:
-        yield from map(load, items)
-        return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="load")
-    try:
-        waiting: deque[Future[R]] = deque()
-        for item in items:
-            waiting.append(pool.submit(load, item))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

@@ -9,7 +9,7 @@ from torch import nn
 
 from compress.checkpoint import save
 from compress.errors import CompressError
-from compress.training.accuracy import Accuracy, evaluate_accuracy
+from compress.measure.accuracy import Accuracy, evaluate_accuracy
 from compress.training.meter import REMEDY, check_finite
 from compress.training.processes import gathered, on_main
 from compress.training.run import Run
@@ -17,6 +17,9 @@ from compress.training.schedule import learning_rate
 from compress.training.state import Position
 
 __all__ = ["end_epoch", "load_best", "restore", "save_state"]
+
+# Of a record; they stand in metrics.jsonl alone, so that equal runs end in equal checkpoints.
+TIMINGS = ("time_s", "images_per_s")
 
 
 def end_epoch(run: Run) -> None:
@@ -138,7 +141,8 @@ def _note_score(position: Position, score: list[float]) -> bool:
 
 
 def _write_epoch(run: Run, record: Mapping[str, Any], *, is_best: bool) -> None:
-    meta = {**run.meta, "metrics": dict(record)}
+    metrics = {name: value for name, value in record.items() if name not in TIMINGS}
+    meta = {**run.meta, "metrics": metrics}
     for path in (run.files.best, run.files.last) if is_best else (run.files.last,):
         save(run.model, path, meta=meta)
     run.files.write_metrics(run.position.history)

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from compress.checkpoint import Checkpoint, model_from_checkpoint, read_checkpoint
 from compress.data.augment import Augment, AugmentConfig
 from compress.data.image_data import ImageData
-from compress.data.spec import load_data
 from compress.errors import UnsupportedModelError, UserInputError
 from compress.files import write_json
+from compress.measure.accuracy import Accuracy, evaluate_accuracy
 from compress.measure.versions import versions
 from compress.models.early_exit import GFNetDynn, with_exits
 from compress.models.gfnet import GFNet
-from compress.training.accuracy import Accuracy, evaluate_accuracy
+from compress.opened import Opening, open_checkpoint
 from compress.training.exit_config import ExitTrainingConfig
 from compress.training.exit_outcomes import (
     ExitOutcomes,
@@ -55,8 +55,9 @@ class ExitJob:
             threshold may cost. Few images tell a small drop badly.
         output: folder of the run; None names it after the checkpoint.
         cache_dir: folder of cached features, which runs may share; None puts it into the run.
-        image_size: side in pixels; None is the network's.
+        opening: how the checkpoint is opened.
         device: where to train; None for the best there is.
+        cache: folder of decoded images, or "off"; None takes the usual folder.
         fresh: discard a run that is in the folder.
         progress: show bars on stderr.
     """
@@ -70,8 +71,9 @@ class ExitJob:
     largest_drop: float = 0.0
     output: Path | None = None
     cache_dir: Path | None = None
-    image_size: int | None = None
+    opening: Opening = field(default_factory=Opening)
     device: str | None = None
+    cache: Path | str | None = None
     fresh: bool = False
     progress: bool = True
 
@@ -162,11 +164,10 @@ def train_exits_checkpoint(job: ExitJob, data: ImageData | None = None) -> ExitR
         UnsupportedModelError: the checkpoint holds no GFNet.
         CompressError: training diverged.
     """
-    checkpoint = read_checkpoint(job.checkpoint)
-    model = _with_exits(job, checkpoint)
+    network = open_checkpoint(job.checkpoint, job.opening)
+    checkpoint, model = network.checkpoint, _with_exits(job, network.model)
     if data is None:
-        size = job.image_size or model.config["image_size"][0]
-        data = load_data(job.data, image_size=size, seed=job.config.seed)
+        data = network.data(job.data, seed=job.config.seed, cache=job.cache)
     _check_splits(data)
     before = {split: _accuracy(job, model, data, split) for split in _measured(data)}
     source = {"path": str(job.checkpoint), "sha256": checkpoint.sha256}
@@ -190,8 +191,7 @@ def train_exits_checkpoint(job: ExitJob, data: ImageData | None = None) -> ExitR
     return report
 
 
-def _with_exits(job: ExitJob, checkpoint: Checkpoint) -> GFNetDynn:
-    model = model_from_checkpoint(checkpoint)
+def _with_exits(job: ExitJob, model: nn.Module) -> GFNetDynn:
     if not isinstance(model, GFNet):
         raise UnsupportedModelError(
             f"checkpoint {job.checkpoint} holds a {type(model).__name__}; expected a GFNet, as "

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from compress.data.prefetch import LabelledSplit, prefetched
+from compress.measure.accuracy import evaluation_mode
 from compress.models.early_exit import GFNetDynn
-from compress.training.accuracy import evaluation_mode
-from compress.training.batches import TrainingSplit, prefetched
 from compress.training.exit_costs import ExitCosts
 from compress.training.exit_objectives import best_exits, gate_targets
 
@@ -40,7 +40,7 @@ class ExitOutcomes:
 
 def exit_outcomes(
     model: GFNetDynn,
-    split: TrainingSplit,
+    split: LabelledSplit,
     normalize: Callable[[Tensor], Tensor],
     *,
     batch_size: int,
@@ -145,7 +145,7 @@ def _gated(outcomes: ExitOutcomes, costs: ExitCosts, threshold: float) -> dict[s
 
 
 def _percent(correct: Tensor) -> float:
-    """Accuracy from integer counts, to the bit that of `compress.training.accuracy`."""
+    """Accuracy from integer counts, to the bit that of `compress.measure.accuracy`."""
     return 100.0 * int(correct.sum()) / len(correct)
 
 

@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,13 +27,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from compress.data.prefetch import LabelledSplit, prefetched
 from compress.errors import CompressError, UserInputError
-from compress.files import write_json
+from compress.files import move_aside, replacing, write_json
+from compress.measure.accuracy import evaluation_mode
 from compress.models.early_exit import GFNetDynn
-from compress.training.accuracy import evaluation_mode
-from compress.training.batches import TrainingData, TrainingSplit, prefetched
+from compress.progress import progress_bar
+from compress.training.batches import TrainingData
 from compress.training.exit_phases import is_exit_parameter
-from compress.training.progress import progress_bar
 
 __all__ = ["FeatureData", "FeatureSplit", "backbone_sha256", "cached_features", "tensors_sha256"]
 
@@ -49,7 +51,7 @@ Features = NDArray[np.float16]
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSplit:
-    """Cached features in place of images, as a `TrainingSplit`.
+    """Cached features in place of images, as a `LabelledSplit`.
 
     Attributes:
         features: (N, E+1, D) or (N, E+1, 2, D) float16, mapped from the disk.
@@ -226,22 +228,30 @@ class _Cache:
                 reason = f"{array.dtype} {array.shape}"
             except (ValueError, OSError, EOFError) as err:
                 reason = str(err)
-            logger.warning("%s is no cache of these features (%s), made again", self.path, reason)
-            self.path.unlink()
+            aside = move_aside(self.path)
+            logger.warning(
+                "%s is no cache of these features (%s): kept as %s, made again",
+                self.path, reason, aside.name,
+            )  # fmt: skip
         self.sums = {}
-        try:
-            return np.lib.format.open_memmap(self.path, mode="w+", dtype=DTYPE, shape=shape)
-        except OSError as err:
-            raise UserInputError(
-                f"features of {math.prod(shape) * DTYPE.itemsize / 2**20:.0f} MiB cannot be "
-                f"written to {self.path} ({err.strerror}); give another folder for the cache"
-            ) from err
+        return _allocated(self.path, shape)
+
+
+def _allocated(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.float16]]:
+    """Make the file with all its space: a page that a full disk does not take kills the process."""
+    wanted = math.prod(shape) * DTYPE.itemsize
+    with replacing(path, wanted=wanted) as part:
+        np.lib.format.open_memmap(part, mode="w+", dtype=DTYPE, shape=shape)
+        with open(part, "r+b") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
+    return np.lib.format.open_memmap(path, mode="r+")
 
 
 def _computed(
     model: GFNetDynn,
     data: TrainingData,
-    split: TrainingSplit,
+    split: LabelledSplit,
     chunks: Sequence[Tensor],
     workers: int,
 ) -> Features:
@@ -278,7 +288,7 @@ def _locked(folder: Path) -> Iterator[None]:
     """Keep other processes off the folder; they find the features done when their turn comes."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        lock = open(Path(folder) / ".lock", "w")  # noqa: SIM115 - closed below, errors told here
+        lock = open(Path(folder) / ".lock", "a")  # noqa: SIM115 - closed below, errors told here
     except OSError as err:
         raise UserInputError(
             f"the cache folder {folder} cannot be written ({err.strerror}); give another one"

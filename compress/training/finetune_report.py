@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compress.measure.accuracy import Accuracy
 from compress.measure.versions import versions
 from compress.slimming.sparsity import GammaSparsity
-from compress.training.accuracy import Accuracy
 from compress.training.distillation_config import DistillationConfig
 from compress.training.loop import TrainingResult
 

@@ -3,22 +3,24 @@
 The door `python -m compress.finetune` and the recipes call the same function.
 """
 
+import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from compress.checkpoint import Checkpoint, model_from_checkpoint, read_checkpoint
+from compress.checkpoint import Checkpoint
 from compress.data.augment import Augment, AugmentConfig
 from compress.data.image_data import ImageData
 from compress.data.spec import load_data
 from compress.errors import UserInputError
 from compress.files import write_json
+from compress.measure.accuracy import Accuracy, evaluate_accuracy
+from compress.opened import Opened, Opening, check_classes, open_checkpoint
 from compress.slimming.sparsity import gamma_sparsity, save_gamma_histogram
-from compress.training.accuracy import Accuracy, evaluate_accuracy
 from compress.training.config import TrainingConfig
 from compress.training.distillation import distillation
 from compress.training.distillation_config import DistillationConfig
@@ -27,15 +29,16 @@ from compress.training.loop import fit
 from compress.training.objectives import Objective, objective_of
 from compress.training.presets import AUGMENTATIONS, preset_augmentation
 from compress.training.processes import is_main_process, resolve_device
-from compress.training.teacher import Teacher, recorded_image_size, teacher_from
+from compress.training.teacher import Teacher, teacher_from
 from compress.training.transfer import build_student, transferred
 
 __all__ = [
     "FinetuneJob",
     "augmentation",
-    "check_classes",
     "finetune_checkpoint",
 ]
+
+logger = logging.getLogger(__name__)
 
 MEASURED = ("validation", "test")
 
@@ -53,8 +56,8 @@ class FinetuneJob:
             where `augment` is None.
         augment: names of `AUGMENTATIONS`; None for the preset's, or none at all.
         output: folder of the run; None names it after what it starts from.
-        image_size: side in pixels, to which a GFNet is resampled; None takes the one that the
-            checkpoint was trained at, from scratch the teacher's, or the data's.
+        opening: how the checkpoint is opened; its image size is also that of a new network, where
+            it is not the teacher's or the data's.
         new_head: replace the head where it has other classes than the data.
         teacher: checkpoint to distil from.
         teacher_factory: "package.module:function" for a teacher that is not of `compress.models`.
@@ -62,8 +65,7 @@ class FinetuneJob:
         device: where to train; None for the best there is.
         resume: refuse to begin a run, only go on with one.
         fresh: discard a run that is in the folder.
-        factory: "package.module:function" for a network that is not of `compress.models`.
-        unsafe_pickle: read whole-module pickles, which runs code from the file.
+        cache: folder of decoded images, or "off"; None takes the usual folder.
 
     Raises:
         UserInputError: there is both a checkpoint and a new network, or neither.
@@ -76,7 +78,7 @@ class FinetuneJob:
     preset: str | None = None
     augment: tuple[str, ...] | None = None
     output: Path | None = None
-    image_size: int | None = None
+    opening: Opening = field(default_factory=lambda: Opening(retrain=True))
     new_head: bool = False
     teacher: Path | None = None
     teacher_factory: str | None = None
@@ -84,8 +86,7 @@ class FinetuneJob:
     device: str | None = None
     resume: bool = False
     fresh: bool = False
-    factory: str | None = None
-    unsafe_pickle: bool = False
+    cache: Path | str | None = None
 
     def __post_init__(self) -> None:
         if (self.checkpoint is None) == (self.from_scratch is None):
@@ -120,12 +121,13 @@ def finetune_checkpoint(job: FinetuneJob) -> FinetuneReport | None:
             f"--resume was given, but {job.folder} holds no run; expected one that was begun there"
         )
     device = str(resolve_device(job.device)) if job.device else None
-    start, tutor = _read_start(job), _read_teacher(job)
-    data = load_data(job.data, image_size=_image_size(job, start or tutor), seed=job.config.seed)
+    network, tutor = _open_start(job), _open_teacher(job)
+    start = None if network is None else network.checkpoint
+    data = _data(job, network, tutor)
     augment = _augment(job, data)
-    model = _starting_model(job, start, data)
-    check_classes(model, data)
-    teacher = teacher_from(tutor, data, path=job.teacher) if tutor and job.teacher else None
+    model = _starting_model(job, network, data)
+    check_classes(model, data, known=None if network is None or job.new_head else network.classes)
+    teacher = teacher_from(tutor, data) if tutor else None
     before = _accuracies(job, model, data)
     result = fit(
         model,
@@ -174,50 +176,31 @@ def augmentation(names: Sequence[str], image_size: int) -> AugmentConfig:
     return AugmentConfig(**settings)
 
 
-def check_classes(model: nn.Module, data: ImageData) -> None:
-    """Show the network one image of the data.
-
-    Raises:
-        UserInputError: it does not take it, or gives another number of classes.
-    """
-    image = data.normalize(data.splits["validation"].images(torch.zeros(1, dtype=torch.int64)))
-    try:
-        with torch.inference_mode():
-            logits = model.eval()(image)
-    except Exception as err:  # whatever the layers raise for a size that they cannot take
-        raise UserInputError(
-            f"the network does not take images of {tuple(image.shape[1:])} ({err}); give the size "
-            "that it was trained with by --image-size"
-        ) from err
-    if logits.shape[1] != len(data.classes):
-        raise UserInputError(
-            f"the network has {logits.shape[1]} classes, but the data {data.name} have "
-            f"{len(data.classes)}; expected the same number, or --new-head for a new head"
-        )
-
-
-def _read_start(job: FinetuneJob) -> Checkpoint | None:
+def _open_start(job: FinetuneJob) -> Opened | None:
     if job.checkpoint is None:
         return None
-    return read_checkpoint(job.checkpoint, factory=job.factory, unsafe_pickle=job.unsafe_pickle)
+    return open_checkpoint(job.checkpoint, replace(job.opening, retrain=True))
 
 
-def _read_teacher(job: FinetuneJob) -> Checkpoint | None:
+def _open_teacher(job: FinetuneJob) -> Opened | None:
     if job.teacher is None:
         return None
-    return read_checkpoint(
-        job.teacher, factory=job.teacher_factory, unsafe_pickle=job.unsafe_pickle
-    )
+    unsafe = job.opening.unsafe_pickle
+    return open_checkpoint(job.teacher, Opening(factory=job.teacher_factory, unsafe_pickle=unsafe))
 
 
-def _image_size(job: FinetuneJob, source: Checkpoint | None) -> int | None:
-    if job.image_size is not None or source is None:
-        return job.image_size
-    return recorded_image_size(source)
+def _data(job: FinetuneJob, network: Opened | None, tutor: Opened | None) -> ImageData:
+    """Load the images as the network takes them; a new network sees what its teacher sees."""
+    if network is not None:
+        return network.data(job.data, seed=job.config.seed, cache=job.cache)
+    size = job.opening.size or (None if tutor is None else tutor.size)
+    data = load_data(job.data, image_size=size, seed=job.config.seed, cache=job.cache)
+    logger.info("images: %s", data.preprocessing.describe())
+    return data
 
 
 def _augment(job: FinetuneJob, data: ImageData) -> Augment | None:
-    side = data.preprocessing.image_size
+    side = min(data.preprocessing.size)
     if job.augment is not None:
         config = augmentation(job.augment, side)
     elif job.preset is not None:
@@ -228,19 +211,15 @@ def _augment(job: FinetuneJob, data: ImageData) -> Augment | None:
     return None if off else Augment(config, len(data.classes), data.preprocessing)
 
 
-def _starting_model(job: FinetuneJob, start: Checkpoint | None, data: ImageData) -> nn.Module:
+def _starting_model(job: FinetuneJob, network: Opened | None, data: ImageData) -> nn.Module:
     classes = len(data.classes)
     # A run that goes on compares nothing but names and shapes, so new weights must be the same.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(job.config.seed)
-        if start is None:
-            side = data.preprocessing.image_size
-            return build_student(str(job.from_scratch), num_classes=classes, image_size=side)
-        return transferred(
-            model_from_checkpoint(start),
-            num_classes=classes if job.new_head else None,
-            image_size=job.image_size,
-        )
+        if network is None:
+            size = data.preprocessing.size
+            return build_student(str(job.from_scratch), num_classes=classes, image_size=size)
+        return transferred(network.model, num_classes=classes if job.new_head else None)
 
 
 def _objective(job: FinetuneJob, teacher: Teacher | None) -> Objective:
@@ -275,7 +254,7 @@ def _settings(job: FinetuneJob, augment: Augment | None) -> dict[str, Any]:
         "data": job.data,
         "preset": job.preset,
         "augment": None if augment is None else asdict(augment.config),
-        "image_size": job.image_size,
+        "image_size": job.opening.size,
         "new_head": job.new_head,
     }
 

@@ -23,12 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress.data.prefetch import prefetched
+from compress.progress import progress_bar
 from compress.training.batches import (
     Prepare,
     TrainingData,
     derived_seed,
     plan_batches,
-    prefetched,
     prepare_images,
 )
 from compress.training.config import TrainingConfig
@@ -49,7 +50,6 @@ from compress.training.processes import (
     released,
     seed_generators,
 )
-from compress.training.progress import progress_bar
 from compress.training.run import Control, Run, Score, Validate
 from compress.training.runfiles import RunFiles
 from compress.training.schedule import learning_rate, set_learning_rate

@@ -10,20 +10,28 @@ tensorboard/       event files, where asked for
 
 At the end of an epoch the resume point is written last. A kill before that repeats the epoch and
 writes the others again; so they may be ahead of the resume point, but never behind it.
+
+The resume point is written first of all, too: it is what a folder of ours is known by. Files of
+these names that no resume point belongs to are somebody's, and never replaced.
 """
 
 import json
-import shutil
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from compress.errors import UserInputError
-from compress.files import write_text
+from compress.files import move_aside, remove, sweep_parts, write_text
 from compress.optional import require
 from compress.training.state import Position, check_same_run, read_state, write_state
 
 __all__ = ["RunFiles"]
+
+logger = logging.getLogger(__name__)
+
+BESIDE = ("report.json", "gammas.png", "gamma.svg")  # what is written when training is over
+EVENTS = "events.out.tfevents.*"
 
 
 class RunFiles:
@@ -42,7 +50,7 @@ class RunFiles:
 
         Args:
             identity: JSON values that tell this run from others.
-            fresh: discard a run that is there.
+            fresh: discard a run that is there; what is not known as ours is moved aside.
 
         Returns:
             The resume point to go on from, or None.
@@ -52,21 +60,20 @@ class RunFiles:
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise UserInputError(f"output {self.folder} is a file; expected a folder for the run")
+        sweep_parts(self.folder)
         if fresh:
             self._discard()
-        self._sweep()
         if self.state.exists():
             found = read_state(self.state)
             check_same_run(self.folder, found=found["identity"], asked=identity)
             self._check_complete(found["position"])
             self.write_metrics(found["position"].history)
             return found
-        for file in (self.best, self.last):
-            if file.exists():
-                raise UserInputError(
-                    f"output {file} exists, but no run that it belongs to; give another folder "
-                    "with -o/--output, or --fresh to replace it"
-                )
+        for file in self._written():
+            raise UserInputError(
+                f"output {file} exists, but no run that it belongs to; give another folder "
+                "with -o/--output, or --fresh to move it aside"
+            )
         return None
 
     def write_metrics(self, history: Sequence[Mapping[str, Any]]) -> None:
@@ -93,16 +100,24 @@ class RunFiles:
                 if name != "epoch" and value is not None:
                     writer.add_scalar(name, value, epoch)
 
-    def _discard(self) -> None:
-        for file in (self.state, self.metrics, self.best, self.last):
-            file.unlink(missing_ok=True)
-        shutil.rmtree(self.events, ignore_errors=True)
+    def _written(self) -> list[Path]:
+        """What is there of all that a run writes, the resume point last."""
+        files = (self.best, self.last, self.metrics, *(self.folder / name for name in BESIDE))
+        return [file for file in (*files, self.state) if file.exists()]
 
-    def _sweep(self) -> None:
-        """Remove what a killed write left behind."""
-        for file in (self.best, self.last, self.metrics, self.state):
-            for part in self.folder.glob(f".{file.name}.*.part"):
-                part.unlink(missing_ok=True)
+    def _discard(self) -> None:
+        known = self._is_known()
+        events = self.events.glob(EVENTS) if self.events.is_dir() else ()
+        for file in (*events, *self._written()):
+            if not remove(file, is_ours=lambda _: known):
+                logger.warning("%s is of no run of ours: kept as %s", file, move_aside(file).name)
+
+    def _is_known(self) -> bool:
+        """Whether the folder holds a resume point of ours."""
+        try:
+            return self.state.exists() and bool(read_state(self.state))
+        except UserInputError:
+            return False
 
     def _check_complete(self, position: Position) -> None:
         needed = [self.best] if position.best_score is not None else []

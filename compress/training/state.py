@@ -68,8 +68,8 @@ def write_state(
         "position": asdict(position),
         **tensors,
     }
-    with replacing(path) as part:
-        torch.save(content, part)
+    with replacing(path) as part, open(part, "wb") as file:  # a path would be named in the archive
+        torch.save(content, file)
 
 
 def read_state(path: Path) -> dict[str, Any]:

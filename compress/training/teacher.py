@@ -8,19 +8,19 @@ both look at the same augmented image.
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.checkpoint import Checkpoint, model_from_checkpoint, read_checkpoint
 from compress.data.image_data import ImageData, Preprocessing
 from compress.errors import UserInputError
-from compress.training.accuracy import Accuracy, evaluate_accuracy
+from compress.measure.accuracy import Accuracy, evaluate_accuracy
+from compress.models.outputs import logits_of
+from compress.opened import Opened
 
-__all__ = ["Teacher", "load_teacher", "recorded_image_size", "teacher_from"]
+__all__ = ["Teacher", "teacher_from"]
 
 
 class Teacher:
@@ -56,7 +56,7 @@ class Teacher:
         if first.device != images.device:
             self.model.to(images.device)
         with torch.inference_mode():
-            logits = self.model(self.view(images))
+            logits = logits_of(self.model(self.view(images)))
         # Autograd refuses to save what was made in inference mode; a copy made outside is its own.
         return logits.clone().float()
 
@@ -103,73 +103,37 @@ class _View:
         )
 
 
-def load_teacher(
-    path: Path, data: ImageData, *, factory: str | None = None, unsafe_pickle: bool = False
-) -> Teacher:
-    """Read a teacher from a file and fit it to the data of the student, see `teacher_from`.
+def teacher_from(network: Opened, data: ImageData) -> Teacher:
+    """Fit the teacher of an opened checkpoint to the data of the student.
 
-    Args:
-        path: a checkpoint as for `compress.load`.
-        data: what the student is trained on.
-        factory: "package.module:function" for a network that is not of `compress.models`.
-        unsafe_pickle: read whole-module pickles, which runs code from the file.
-
-    Raises:
-        UserInputError: the file cannot be used, or its classes are not those of the data.
-        UnsupportedModelError: the architecture is not known.
-    """
-    checkpoint = read_checkpoint(path, factory=factory, unsafe_pickle=unsafe_pickle)
-    return teacher_from(checkpoint, data, path=path)
-
-
-def teacher_from(checkpoint: Checkpoint, data: ImageData, *, path: Path) -> Teacher:
-    """Fit the teacher of a checkpoint to the data of the student.
-
-    Its preprocessing is what the checkpoint records; where it records none, a GFNet tells its image
-    size, and everything else is taken to be as for the data.
+    Its preprocessing is what the checkpoint records; where it records none, the only size that the
+    network takes counts, and everything else is taken to be as for the data.
 
     Raises:
         UserInputError: its classes are not those of the data, or it does not take their images.
     """
+    checkpoint = network.checkpoint
     teacher = Teacher(
-        model_from_checkpoint(checkpoint),
-        view=_view(checkpoint, data.preprocessing),
-        source={"path": str(path), "sha256": checkpoint.sha256, "arch": checkpoint.arch},
+        network.model,
+        view=_view(network, data.preprocessing),
+        source={"path": str(network.path), "sha256": checkpoint.sha256, "arch": checkpoint.arch},
     )
     _check_logits(teacher, data)
-    _check_names(checkpoint, data)
+    _check_names(network, data)
     return teacher
 
 
-def recorded_image_size(checkpoint: Checkpoint) -> int | None:
-    """Return the side in pixels that a checkpoint was trained at, where it tells.
-
-    Raises:
-        UserInputError: it was built for images that are not square, which no data give.
-    """
-    built_for = checkpoint.config.get("image_size")  # of a GFNet
-    if built_for is None:
-        return checkpoint.meta.get("preprocessing", {}).get("image_size")
-    height, width = [built_for] * 2 if isinstance(built_for, int) else built_for
-    if height != width:
-        raise UserInputError(
-            f"the network is built for images of {height}x{width}, but the data give squares; "
-            "expected the same, so give a side by --image-size to resample the network"
-        )
-    return int(height)
-
-
-def _view(checkpoint: Checkpoint, given: Preprocessing) -> Callable[[Tensor], Tensor]:
-    wanted = checkpoint.meta.get("preprocessing", {})
-    size = recorded_image_size(checkpoint) or given.image_size
-    mean, std = wanted.get("mean", given.mean), wanted.get("std", given.std)
-    if (size, tuple(mean), tuple(std)) == (given.image_size, given.mean, given.std):
+def _view(network: Opened, given: Preprocessing) -> Callable[[Tensor], Tensor]:
+    wanted, size = network.preprocessing or given, network.size or given.size
+    if (size, wanted.mean, wanted.std) == (given.size, given.mean, given.std):
         return _as_it_is
     # (x * given.std + given.mean - mean) / std
     return _View(
-        size=(size, size),
-        factor=tuple(a / b for a, b in zip(given.std, std, strict=True)),
-        shift=tuple((a - b) / c for a, b, c in zip(given.mean, mean, std, strict=True)),
+        size=size,
+        factor=tuple(a / b for a, b in zip(given.std, wanted.std, strict=True)),
+        shift=tuple(
+            (a - b) / c for a, b, c in zip(given.mean, wanted.mean, wanted.std, strict=True)
+        ),
     )
 
 
@@ -195,10 +159,9 @@ def _check_logits(teacher: Teacher, data: ImageData) -> None:
         )
 
 
-def _check_names(checkpoint: Checkpoint, data: ImageData) -> None:
+def _check_names(network: Opened, data: ImageData) -> None:
     """As many classes in another order would teach the wrong thing, and nobody would notice."""
-    known = checkpoint.meta.get("classes", ())
-    for i, (theirs, ours) in enumerate(zip(known, data.classes, strict=False)):
+    for i, (theirs, ours) in enumerate(zip(network.classes or (), data.classes, strict=False)):
         if theirs != ours:
             raise UserInputError(
                 f"class {i} of the teacher is {theirs!r}, but of the data {data.name} {ours!r}; "

@@ -9,7 +9,8 @@ from torch import nn
 from compress.errors import UnsupportedModelError, UserInputError
 from compress.models import ARCHITECTURES, build
 from compress.models.gfnet import GFNET_VARIANTS, GFNet
-from compress.models.gfnet_resize import resized
+from compress.models.image_size import for_image_size
+from compress.models.published import PUBLISHED
 from compress.models.vgg import VGG_DEPTHS, vgg_bn
 
 __all__ = ["build_student", "network_names", "transferred"]
@@ -19,7 +20,10 @@ VGG_NAMES = {f"vgg{depth}_bn": depth for depth in VGG_DEPTHS}
 
 @torch.no_grad()
 def transferred(
-    model: nn.Module, *, num_classes: int | None = None, image_size: int | None = None
+    model: nn.Module,
+    *,
+    num_classes: int | None = None,
+    image_size: tuple[int, int] | None = None,
 ) -> nn.Module:
     """Return the network for another number of classes, another image size, or both.
 
@@ -31,16 +35,16 @@ def transferred(
     Args:
         model: left as it is.
         num_classes: None, or as many as it has, keeps the heads.
-        image_size: side in pixels; None, or the one that it has, keeps positions and filters.
+        image_size: height and width, pixels; None, or those that it has, keep positions and
+            filters.
 
     Raises:
         UnsupportedModelError: a new head for a network that is not of `compress.models`, or another
             size for a GFNet whose filters lost frequencies.
         UserInputError: the patch size does not divide the image size.
     """
-    if isinstance(model, GFNet) and image_size is not None:
-        same = model.config["image_size"] == [image_size, image_size]
-        model = model if same else resized(model, image_size)
+    if image_size is not None:
+        model = for_image_size(model, image_size)
     if num_classes is None:
         return model
     arch, config = getattr(model, "arch", None), getattr(model, "config", {})
@@ -52,14 +56,14 @@ def transferred(
     return model if config["num_classes"] == num_classes else _with_new_heads(model, num_classes)
 
 
-def build_student(spec: str, *, num_classes: int, image_size: int) -> nn.Module:
+def build_student(spec: str, *, num_classes: int, image_size: int | tuple[int, int]) -> nn.Module:
     """Build a network with random weights, in eval mode, from its name.
 
     Args:
         spec: one of `network_names()`; after a colon JSON may override its configuration:
             "gfnet_12_192", or 'gfnet:{"width": 24, "depth": 6, "patch_size": 4}'.
         num_classes: length of the logits.
-        image_size: side in pixels; only a GFNet is built for one.
+        image_size: side in pixels, or height and width; only a GFNet is built for one.
 
     Raises:
         UserInputError: the name is not known, or the configuration does not fit.
@@ -74,7 +78,7 @@ def build_student(spec: str, *, num_classes: int, image_size: int) -> nn.Module:
 
 def network_names() -> tuple[str, ...]:
     """Return the names that `build_student` knows."""
-    return (*GFNET_VARIANTS, *VGG_NAMES, *ARCHITECTURES)
+    return tuple(dict.fromkeys((*GFNET_VARIANTS, *VGG_NAMES, *PUBLISHED, *ARCHITECTURES)))
 
 
 def _with_new_heads(model: nn.Module, num_classes: int) -> nn.Module:
@@ -94,6 +98,9 @@ def _configuration(name: str) -> tuple[str, dict[str, Any]]:
     if name in VGG_NAMES:
         with torch.device("meta"):  # only its widths are read
             return "vgg", vgg_bn(VGG_NAMES[name]).config
+    if name in PUBLISHED:
+        arch, config = PUBLISHED[name]
+        return arch, dict(config)
     if name in ARCHITECTURES:
         return name, {}
     raise UserInputError(

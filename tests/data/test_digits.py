@@ -54,7 +54,7 @@ def test_seed_and_size_change_the_identity_and_a_second_load_does_not() -> None:
 
 @pytest.mark.parametrize("spec", ["", "mnist", "mnist:x", "digits:x", "cifar10", "folder:"])
 def test_unknown_data_names_the_kinds(spec: str) -> None:
-    with pytest.raises(UserInputError, match="digits, cifar10:DIR, folder:DIR"):
+    with pytest.raises(UserInputError, match="digits, cifar10:DIR, cifar100:DIR, folder:DIR"):
         load_data(spec)
 
 

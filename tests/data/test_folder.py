@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from compress.data.folder import SHARES, load_folder
-from compress.data.image_data import ImageData
+from compress.data.folder import load_folder
+from compress.data.image_data import ImageData, Preprocessing
 from compress.data.spec import load_data
-from compress.data.splits import SPLITS, split_counts
+from compress.data.splits import SHARES, SPLITS, split_counts
 from compress.errors import UserInputError
 
 SIZE = 14  # 256/224 of it is 16
@@ -40,7 +40,7 @@ def load(folder: Path, seed: int = 0) -> ImageData:
 
 def files_of(data: ImageData, split: str) -> list[str]:
     part = data.splits[split]
-    return [part.source.paths[place].name for place in part.positions.tolist()]  # type: ignore[attr-defined]
+    return [Path(part.source.paths[place]).name for place in part.positions.tolist()]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -83,10 +83,46 @@ def test_images_are_prepared_by_the_published_recipe(tmp_path: Path) -> None:
     assert np.array_equal(images[0].numpy(), expected)
 
 
-def test_the_default_is_224_out_of_256(tmp_path: Path) -> None:
-    data = load_folder(make(tmp_path, {"a": 4, "b": 4}))
-    assert (data.preprocessing.image_size, data.preprocessing.resize_size) == (224, 256)
-    assert data.splits["test"].images(torch.tensor([0])).shape == (1, 3, 224, 224)
+def test_the_size_is_that_of_the_images_where_they_have_one(tmp_path: Path) -> None:
+    root = make(tmp_path, {"a": 4, "b": 4})
+    data = load_data(f"folder:{root}")
+    assert data.preprocessing.size == (16, 16)
+    test = data.splits["test"]
+    expected = np.asarray(Image.open(root / "a" / files_of(data, "test")[0])).transpose(2, 0, 1)
+    assert np.array_equal(test.images(torch.tensor([0]))[0].numpy(), expected)
+
+
+def test_a_size_is_asked_for_where_images_have_several(tmp_path: Path) -> None:
+    root = make(tmp_path, {"a": 100, "b": 100})
+    (root / "a" / "a_001.png").write_bytes(picture(0, (16, 20)))  # not among those looked at first
+    with pytest.raises(UserInputError, match=r"several sizes, .*give one with --image-size"):
+        load_data(f"folder:{root}")
+    (root / "a" / "a_000.png").write_bytes(picture(0, (16, 20)))
+    with pytest.raises(UserInputError, match=r"as a/a_000\.png 20x16 and a/a_004\.png 16x16"):
+        load_data(f"folder:{root}")
+    assert load_data(f"folder:{root}", image_size=(20, 16)).preprocessing.size == (20, 16)
+
+
+def test_images_of_the_asked_size_are_neither_resized_nor_cut(tmp_path: Path) -> None:
+    root = make(tmp_path, {"a": 4, "b": 4})
+    data = load_data(f"folder:{root}", image_size=16)
+    expected = np.asarray(Image.open(root / "a" / files_of(data, "test")[0])).transpose(2, 0, 1)
+    assert np.array_equal(data.splits["test"].images(torch.tensor([0]))[0].numpy(), expected)
+
+
+def test_what_a_checkpoint_records_is_done_to_the_pixels(tmp_path: Path) -> None:
+    root = make(tmp_path, {"a": 4, "b": 4})
+    recorded = Preprocessing(
+        image_size=(8, 12), resize="crop", resize_size=8, mean=(0.5,), std=(0.25,)
+    )
+    data = load_data(f"folder:{root}", preprocessing=recorded)
+    path = root / "a" / files_of(data, "test")[0]
+    expected = np.asarray(Image.open(path).convert("L"))[4:12, 2:14]
+    images = data.splits["test"].images(torch.tensor([0]))
+    assert np.array_equal(images[0, 0].numpy(), expected)
+    assert data.normalize(images).shape == (1, 1, 8, 12)
+    with pytest.raises(UserInputError, match=r"--image-size is 8x8, but .* 8x12"):
+        load_data(f"folder:{root}", preprocessing=recorded, image_size=8)
 
 
 @settings(max_examples=15, deadline=None)
@@ -130,17 +166,113 @@ def test_identity_follows_the_content_and_not_the_place(tmp_path: Path) -> None:
     assert load(root).sha256 not in (before, changed)
 
 
-def test_given_splits_are_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("train", "test"), [("train", "test"), ("Training", "TESTING"), ("TRAIN", "Test")]
+)
+def test_given_splits_are_kept(
+    train: str, test: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(tmp_path / "set" / train, {"a": 20, "b": 10})
+    make(tmp_path / "set" / test, {"a": 3, "b": 2})
+    (tmp_path / "set" / "labels.csv").write_text("a,b")
+    with caplog.at_level("INFO"):
+        data = load(tmp_path)
+    testing = data.splits["test"]
+    places = [Path(testing.source.paths[place]) for place in testing.positions.tolist()]  # type: ignore[attr-defined]
+    assert {path.parent.parent.name for path in places} == {test}
+    counts = {split: len(part) for split, part in data.splits.items()}
+    assert counts == {"train": 24, "validation": 3, "calibration": 3, "test": 5}
+    line = next(line for line in caplog.messages if line.startswith("folder:"))
+    assert f"{test}/ is test" in line
+    assert f"{train}/ is train" in line
+    assert "2 classes, train 24, validation 3, calibration 3, test 5" in line
+    assert "validation and calibration out of train" in line
+    assert "passed over 1 file (.csv 1)" in line
+
+
+@pytest.mark.parametrize("name", ["val", "Valid", "validation"])
+def test_given_validation_images_are_kept_too(name: str, tmp_path: Path) -> None:
     make(tmp_path / "train", {"a": 20, "b": 10})
-    make(tmp_path / "test", {"a": 3, "b": 2})
+    make(tmp_path / name, {"a": 2, "b": 2})
     data = load(tmp_path)
-    test = data.splits["test"]
-    places = [test.source.paths[place] for place in test.positions]  # type: ignore[attr-defined]
-    assert {path.parent.parent.name for path in places} == {"test"}
-    assert len(places) == 5
-    assert sum(len(data.splits[split]) for split in SPLITS[:3]) == 30
-    make(tmp_path / "val", {"a": 2, "b": 2})
-    assert len(load(tmp_path).splits["validation"]) == 4
+    assert len(data.splits["validation"]) == 4
+    assert sum(len(data.splits[split]) for split in ("train", "calibration", "test")) == 30
+    assert min(len(part) for part in data.splits.values()) >= 2
+
+
+def test_a_folder_of_test_images_alone_gives_them_and_no_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(tmp_path / "test", {"a": 1, "b": 2})
+    with caplog.at_level("INFO"):
+        data = load(tmp_path)
+    assert "there is no train folder" in caplog.text
+    assert {split: len(part) for split, part in data.splits.items()} == {"test": 3}
+    with pytest.raises(UserInputError, match="has test images alone, and train images are needed"):
+        data.splits["train"]
+
+
+def test_a_folder_of_training_images_alone_is_divided(tmp_path: Path) -> None:
+    make(tmp_path / "train", {"a": 20, "b": 20})
+    counts = {split: len(part) for split, part in load(tmp_path).splits.items()}
+    assert counts == {split: 2 * count for split, count in split_counts(20, SHARES).items()}
+
+
+def test_train_is_a_class_beside_other_vehicles(tmp_path: Path) -> None:
+    root = make(tmp_path, {"bus": 4, "car": 4, "train": 4})
+    assert load(root).classes == ("bus", "car", "train")
+
+
+def test_images_without_labels_are_no_split(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(tmp_path / "train", {"a": 20, "b": 20})
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "1.png").write_bytes(picture(1))
+    with caplog.at_level("INFO"):
+        data = load(tmp_path)
+    assert "folders not used: test" in caplog.text
+    assert len(data.splits["test"]) == 8  # out of train
+
+
+def test_deeper_folders_belong_to_their_class(tmp_path: Path) -> None:
+    make(tmp_path / "a", {"2019": 3, "2020": 3})  # the same file names in both would clash
+    make(tmp_path / "b" / "x" / "y", {"z": 5})
+    data = load(tmp_path)
+    assert data.classes == ("a", "b")
+    assert sum(len(part) for part in data.splits.values()) == 11
+
+
+def test_litter_is_counted_and_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = make(tmp_path, {"a": 5, "b": 5})
+    for name in (".DS_Store", "Thumbs.db", "notes.txt", "._a_000.png"):
+        (root / "a" / name).write_bytes(b"x")
+    make(root / "a" / "@eaDir", {"a_000.png": 1})
+    make(root / "__MACOSX", {"a": 3})
+    (root / "annotations").mkdir()
+    (root / "annotations" / "a.xml").write_text("<a/>")
+    (root / "loop").symlink_to(root)
+    (root / "cover.png").write_bytes(picture(0))
+    with caplog.at_level("INFO"):
+        data = load(root)
+    assert data.classes == ("a", "b")
+    assert sum(len(part) for part in data.splits.values()) == 10
+    assert "passed over 9 files (hidden 2, " in caplog.text
+    assert "folders not used: annotations" in caplog.text
+
+
+@pytest.mark.parametrize(("extension", "mode"), [("ppm", "RGB"), ("pgm", "L"), ("pbm", "1")])
+def test_portable_pixmaps_are_images(extension: str, mode: str, tmp_path: Path) -> None:
+    root = make(tmp_path, {"a": 4, "b": 4})
+    for path in sorted(root.rglob("*.png")):
+        Image.open(path).convert(mode).save(path.with_suffix(f".{extension}"), "PPM")
+        path.unlink()
+    data = load_data(f"folder:{root}")
+    name = files_of(data, "test")[0]
+    expected = np.asarray(Image.open(root / "a" / name).convert("RGB")).transpose(2, 0, 1)
+    assert np.array_equal(data.splits["test"].images(torch.tensor([0]))[0].numpy(), expected)
 
 
 def damaged(content: Callable[[bytes], bytes], format_: str) -> Callable[[Path], None]:
@@ -211,7 +343,7 @@ def test_an_image_that_is_spoiled_later_is_named(
     spoil: Callable[[Path], None], reason: str, tmp_path: Path
 ) -> None:
     root = make(tmp_path, {"a": 5, "b": 5})
-    data = load(root)
+    data = load_data(f"folder:{root}", image_size=SIZE, cache="off")
     victim = root / "a" / files_of(data, "train")[1]
     spoil(victim)
     with pytest.raises(UserInputError, match=rf"{victim.name} cannot be decoded \(.*{reason}"):
@@ -235,10 +367,12 @@ def presplit(**classes: list[str]) -> Callable[[Path], Path]:
         pytest.param(lambda root: make(root, {"a": 9}), "the class folder a alone", id="one class"),
         pytest.param(
             lambda root: make(root, {"a": 9, "b": 3}),
-            "class b has 3 images .*expected at least 4",
+            "class b in .* has 3 images; expected at least 4",
             id="few",
         ),
-        pytest.param(lambda root: make(root, {"a": 9, "b": 0}), "class b has 0 images", id="none"),
+        pytest.param(
+            lambda root: make(root, {"a": 9, "b": 0}), "class b in .* has 0 images", id="none"
+        ),
         pytest.param(
             presplit(train=["a", "b"], test=["a", "c"]),
             r"the test folder lacks or adds the classes \['b', 'c'\]",

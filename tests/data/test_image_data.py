@@ -29,7 +29,7 @@ class SlowSource:
     """Images whose pixels are their position; each read takes a while and is written down."""
 
     lazy = True
-    image_size = 2
+    shape = (3, 2, 2)
 
     def __init__(self, delay_s: float = 0.0, broken: int | None = None) -> None:
         self.delay_s, self.broken = delay_s, broken
@@ -55,7 +55,7 @@ def test_preprocessing_survives_json() -> None:
         pytest.param({"resize_size": 3}, "resize size is 3", id="crop larger than picture"),
         pytest.param({"resize": "torch"}, "expected one of pillow-bicubic", id="filter"),
         pytest.param({"std": (1.0, 0.0, 1.0)}, "std above 0", id="std"),
-        pytest.param({"mean": (1.0,)}, "three numbers", id="mean"),
+        pytest.param({"mean": (1.0,)}, "one finite number a channel", id="mean"),
         pytest.param({"std": (1.0, float("nan"), 1.0)}, "std above 0", id="nan"),
     ],
 )
@@ -68,7 +68,7 @@ def test_preprocessing_refuses(changes: Mapping[str, object], match: str) -> Non
     ("change", "match"),
     [
         pytest.param({"extra": 1}, "expected .*image_size", id="unknown field"),
-        pytest.param({"image_size": "big"}, "expected numbers", id="no number"),
+        pytest.param({"image_size": "big"}, "expected a whole number", id="no number"),
         pytest.param({"mean": 3}, "expected numbers", id="no list"),
     ],
 )

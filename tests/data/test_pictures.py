@@ -1,9 +1,12 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from compress.data.decode_worker import Run, Task, decode_runs
 from compress.data.image_data import Preprocessing
-from compress.data.pictures import damage_of, prepare
+from compress.data.pictures import prepare
 
 MEAN = STD = (0.5, 0.5, 0.5)
 
@@ -62,5 +65,9 @@ def test_a_thread_of_pixels_is_refused_instead_of_filling_the_memory(
         pytest.param(b"\xff\xd8\xff\xe0" + b"\0" * 50, id="no JPEG"),
     ],
 )
-def test_foreign_bytes_are_damage(content: bytes) -> None:
-    assert damage_of(content) is not None
+def test_foreign_bytes_are_damage(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(content)
+    run = Run(first=0, paths=[str(tmp_path / "a.jpg")])
+    [[found]] = decode_runs(Task(preprocessing=None), [run])
+    assert found.damage is not None
+    assert "no image of the formats" in found.damage

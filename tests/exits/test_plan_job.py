@@ -1,8 +1,10 @@
 """From a checkpoint or a table to a plan, an export of it, and thresholds set anew."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -15,11 +17,13 @@ from compress.exits.plan_job import PlanJob, front_rows, plan_network, replay_of
 from compress.exits.replay import save_replay
 from compress.export.export_job import ExportJob, export_checkpoint
 from compress.export.recalibrate_bundle import recalibrate_bundle
+from compress.files import sha256_of
 from compress.models.early_exit import GFNetDynn
 from compress.models.gfnet import GFNet
 from compress.plan_exits import main
 from compress.runtime.dispatcher import Dispatcher
-from compress.runtime.manifest import read_manifest
+from compress.runtime.manifest import read_manifest, write_manifest
+from compress.runtime.reference_rates import ReferenceRates
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +119,7 @@ def test_a_bundle_is_exported_from_the_plan_and_decides_by_it(checkpoint, digits
     assert [s.blocks[1] - 1 for s in manifest.segments[:-1]] == list(plan.exits)
     assert manifest.thresholds == list(plan.thresholds)
     assert manifest.provenance["plan"]["exits"] == list(plan.exits)
+    assert manifest.provenance["plan"]["source"]["split"] == "calibration"
     assert manifest.notes["calibration"]["images"] == len(digits.splits["calibration"])
     test = digits.splits["test"]
     with Dispatcher(tmp_path / "b") as dispatcher:
@@ -125,6 +130,79 @@ def test_a_bundle_is_exported_from_the_plan_and_decides_by_it(checkpoint, digits
     before = recalibrate_bundle(tmp_path / "b", checkpoint, digits, progress=False)
     assert before.drift < 1  # in float32 nothing moved
     assert read_manifest(tmp_path / "b").thresholds == list(before.thresholds)
+
+
+def test_a_bundle_whose_thresholds_moved_can_be_watched(checkpoint, digits, tmp_path):
+    """The note that a monitor reads is of the new thresholds, and of what leaves at them."""
+    bundle = tmp_path / "b"
+    export_checkpoint(
+        ExportJob(
+            checkpoint=checkpoint,
+            output=bundle,
+            split_exits=True,
+            thresholds=0.5,
+            target="onnxruntime",
+            max_batch=64,
+            data=digits,
+            progress=False,
+        )
+    )
+    manifest = read_manifest(bundle)
+    segment = bundle / manifest.segments[0].file
+    shifted = onnx.load(segment)  # as quantisation may: every gate of the first exit is lower
+    for node in shifted.graph.node:
+        for place, name in enumerate(node.output):
+            node.output[place] = "gate_before" if name == "gate" else name
+    shifted.graph.initializer.append(onnx.numpy_helper.from_array(np.float32([0.6]), "less"))
+    shifted.graph.node.append(onnx.helper.make_node("Mul", ["gate_before", "less"], ["gate"]))
+    onnx.save(shifted, segment)
+    first = replace(manifest.segments[0], sha256=sha256_of(segment))
+    write_manifest(replace(manifest, segments=(first, *manifest.segments[1:])), bundle)
+    moved = recalibrate_bundle(bundle, checkpoint, digits, progress=False)
+    assert moved.thresholds[0] < 0.5
+    reference = ReferenceRates.from_manifest(read_manifest(bundle))
+    split = digits.splits["calibration"]
+    with Dispatcher(bundle) as dispatcher:
+        images = split.images(torch.arange(len(split)))
+        found = dispatcher.run(digits.normalize(images).numpy())
+    assert reference.thresholds == moved.thresholds
+    assert list(reference.exit_counts) == np.bincount(found.exits, minlength=3).tolist()
+
+
+def named(table, split):
+    return replace(table, source=replace(table.source, split=split))
+
+
+@pytest.mark.parametrize(
+    ("split", "options", "code", "words"),
+    [
+        ("calibration", [], 0, "images drawn as the calibration images were"),
+        ("train", [], 3, "is of the split 'train' of digits"),
+        ("test", ["--split-is-fresh"], 3, "is of the split 'test' of digits"),
+        ("validation", ["--split-is-fresh"], 3, "give the table of the calibration split"),
+        ("shelf 3", [], 3, "give that table, or --split-is-fresh"),
+        ("shelf 3", ["--split-is-fresh"], 0, "images drawn as the shelf 3 images were"),
+    ],
+)
+def test_a_guarantee_is_given_from_fresh_images_alone(
+    tables, tmp_path, capsys, split, options, code, words
+):
+    save_replay(named(tables["calibration"], split), tmp_path / "t.npz")
+    risk = ["--risk", 0.3, "--method", "fixed-sequence"]
+    found, out, err = door(capsys, *risk, *options, tmp_path / "t.npz")
+    assert found == code, err
+    assert words in out + err
+    assert (tmp_path / "t.plan.json").exists() == (code == 0)
+    if code == 0:
+        plan = read_plan(tmp_path / "t.plan.json")
+        assert (plan.source.split, plan.guarantee.risk) == (split, 0.3)
+
+
+def test_a_plan_names_the_split_that_it_was_made_from(tables, tmp_path, capsys):
+    save_replay(tables["test"], tmp_path / "t.npz")
+    code, out, _ = door(capsys, tmp_path / "t.npz")
+    assert code == 0
+    assert " test images: other images than the thresholds" in out
 
 
 def test_a_plan_of_another_checkpoint_is_refused(checkpoint, digits, tmp_path):
@@ -190,7 +268,11 @@ def test_the_door_prints_the_plan_and_its_front(checkpoint, tables, capsys, tmp_
     [
         pytest.param(["--risk", "0.0001"], 5, "images", id="too-few-images"),
         pytest.param(["--risk", "2"], 3, "--risk is 2.0", id="risk"),
+        pytest.param(["--risk", "1e-300"], 3, "--risk is 1e-300; expected at least", id="tiny"),
         pytest.param(["--budget", "-1"], 3, "budget", id="budget"),
+        pytest.param(["--budget", "60"], 3, "--budget is 60.0; expected it above 0", id="percent"),
+        pytest.param(["--budget", "nan"], 3, "--budget is nan", id="no-budget"),
+        pytest.param(["--seed", "-1"], 3, "--seed is -1", id="seed"),
         pytest.param(["--hand-made", "0,1"], 3, "--hand-made is", id="no-threshold"),
         pytest.param(["--hand-made", "5:0.5"], 3, "expected some of 0,1", id="no-such-exit"),
         pytest.param(["--costs", "none.json"], 3, "none.json", id="costs"),

@@ -1,5 +1,7 @@
 import contextlib
 import random
+import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -8,9 +10,9 @@ import torch
 from compress.data.spec import load_data
 from compress.errors import CompressError, UserInputError
 from compress.exits.replay import decide, fill_replay, load_replay, save_replay
+from compress.measure.accuracy import evaluate_accuracy
 from compress.measure.exit_macs import macs_per_exit
 from compress.models.early_exit import GFNetDynn, with_exits
-from compress.training.accuracy import evaluate_accuracy
 from tests.exits.tables import SOURCE, random_table
 
 
@@ -188,6 +190,30 @@ def test_a_small_file_cannot_ask_for_much_memory(tmp_path):
     assert (tmp_path / "t.npz").stat().st_size < 2**20
     with pytest.raises(UserInputError, match="compressed, which could hide any size"):
         load_replay(tmp_path / "t.npz")
+
+
+def claims_more():
+    """A member whose header says 8 GB; its few bytes are stored, and the file stays small."""
+    header = np.lib.format.magic(1, 0)
+    text = "{'descr': '<f4', 'fortran_order': False, 'shape': (100000000, 4, 5), }"
+    text = text.ljust(118 - 1) + "\n"
+    return header + len(text).to_bytes(2, "little") + text.encode() + b"\0" * 80
+
+
+def test_a_header_that_claims_more_than_the_file_holds(tmp_path):
+    save_replay(random_table(20, 3, 5, 0), tmp_path / "t.npz")
+    with zipfile.ZipFile(tmp_path / "t.npz") as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    content["logits.npy"] = claims_more()
+    with zipfile.ZipFile(tmp_path / "t.npz", "w") as archive:
+        for name, held in content.items():
+            archive.writestr(name, held)
+    tracemalloc.start()
+    with pytest.raises(UserInputError, match=r"logits.npy claims 8000000128 bytes of 208"):
+        load_replay(tmp_path / "t.npz")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**24
 
 
 def test_random_damage_is_bad_input_and_nothing_else(tmp_path):

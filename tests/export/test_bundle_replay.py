@@ -231,19 +231,11 @@ def test_manifests_that_do_not_tell_enough(tmp_path, fields, words):
         replay_bundle(tmp_path / "bundle", split_of(), SOURCE, progress=False)
 
 
-def test_segments_that_do_not_move_on(tmp_path):
-    manifest = write_bundle(tmp_path / "bundle")
-    first, second, last = manifest.segments
-    changed(tmp_path / "bundle", segments=(first, replace(second, blocks=(3, 3)), last))
-    with pytest.raises(UserInputError, match=r"behind the blocks \[3, 3, 7\]"):
-        replay_bundle(tmp_path / "bundle", split_of(), SOURCE, progress=False)
-
-
 @pytest.mark.parametrize(
     ("split", "options", "words"),
     [
         pytest.param(split_of(0), {}, "calibration split of made up is empty", id="no images"),
-        pytest.param(split_of(size=6), {}, "are 6x6, but made by hand takes 4x4", id="size"),
+        pytest.param(split_of(size=6), {}, "are 3x6x6, but made by hand takes 3x4x4", id="size"),
         pytest.param(split_of(classes=5), {}, "labels up to 4", id="classes"),
         pytest.param(split_of(), {"batch_size": 5}, "from 1 to 4 images", id="batch"),
         pytest.param(split_of(), {"batch_size": 0}, "from 1 to 4 images", id="no batch"),

@@ -61,6 +61,46 @@ def test_every_kind_of_layer_takes_its_width():
     assert str(wide) == str(narrow)  # every attribute that a layer prints
 
 
+class NormAct(nn.BatchNorm2d):
+    """A BatchNorm with its activation inside, as some libraries have it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        return self.act(super().forward(x))
+
+
+class LayerScale(nn.Module):
+    """Scales channels by vectors under names of its own, and checks its width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.dim, self.groups = width, 3
+        self.gamma = nn.Parameter(torch.rand(width))
+        self.register_buffer("shift", torch.rand(1, width, 1, 1))
+
+    def forward(self, x):
+        assert x.shape[1] == self.dim
+        return x * self.gamma[:, None, None] + self.shift
+
+
+def own_layers(width: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, width, 3), NormAct(width), LayerScale(width)).eval()
+
+
+def test_layers_of_the_users_own_take_their_width():
+    torch.manual_seed(0)
+    narrow, wide = own_layers(8), own_layers(16)
+    fit_widths_(wide, narrow.state_dict())
+    wide.load_state_dict(narrow.state_dict(), assign=True)
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(wide(images), narrow(images))
+    assert (wide[1].num_features, wide[2].dim, wide[2].groups) == (8, 8, 3)
+    assert wide[2].gamma.requires_grad
+
+
 @pytest.mark.parametrize(
     ("layer", "other", "shapes"),
     [

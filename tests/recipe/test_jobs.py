@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from compress.errors import CompressError, ToolchainError, UnsupportedModelError, UserInputError
-from compress.files import write_text
+from compress.files import write_json, write_text
 from compress.recipe.engine import Context, run_tasks
 from compress.recipe.jobs import Run, local_processes, run_side_by_side, slurm_jobs
 from compress.recipe.plan import Task
@@ -186,7 +186,7 @@ def test_two_runs_at_once_do_not_meet(tmp_path, two_processes):
 
 
 def test_a_job_waits_for_one_of_an_earlier_run_at_the_same_task(tmp_path, times, two_processes):
-    (tmp_path / "run").mkdir()
+    write_json(tmp_path / "run" / ".compress-run.json", {"format": "compress.run/1"})
     code = (
         "import fcntl, sys, time\n"
         "lock = open(sys.argv[1], 'w')\n"

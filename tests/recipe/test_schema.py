@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,25 @@ def test_the_plan_fans_out_per_ratio(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "name",
+    ["..", ".", "", "a/b", "a\\b", ".git", "a.", "con", "NUL", "com1", "lpt9.txt", "a\n", "a b",
+     "é", "a" * 101, "train.superseded-1"],
+)  # fmt: skip
+def test_names_are_plain_folders(tmp_path, name):
+    chains = {"name": "small", "data": "digits", "chains": {name: BASE["steps"]}}
+    for content in ({**BASE, "name": name}, chains):
+        with pytest.raises(UserInputError, match="expected up to 100 letters, digits"):
+            read_recipe(write(tmp_path, content))
+    with pytest.raises(UserInputError, match="expected up to 100 letters, digits"):
+        read_recipe(write(tmp_path, BASE), [f"name={json.dumps(name)}"])
+
+
+@pytest.mark.parametrize("name", ["a", "vgg16.short", "console", "_x", "-", "A-1_b.c", "nulls"])
+def test_plain_names_are_taken(tmp_path, name):
+    assert read_recipe(write(tmp_path, {**BASE, "name": name})).name == name
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ("# nothing", "holds NoneType"),
@@ -65,7 +85,7 @@ def test_the_plan_fans_out_per_ratio(tmp_path):
         ({**BASE, "steps": []}, "steps"),
         ({**BASE, "steps": [{"slm": {}}]}, "step 1 is 'slm'; did you mean 'slim'?"),
         ({**BASE, "steps": [{"slim": {}, "train": {}}]}, "expected one, the kind of the step"),
-        ({**BASE, "steps": BASE["steps"][1:]}, "expected `train` before it"),
+        ({**BASE, "steps": BASE["steps"][1:]}, "expected `start` or `train` before it"),
         ({**BASE, "steps": [BASE["steps"][0], {"finetune": {}}]}, "expected `slim` before it"),
         ({**BASE, "steps": [BASE["steps"][0]] * 2}, "makes 'train' twice"),
         (changed(0, epoch=3), "step 1 (train): 'epoch' is not an option; did you mean 'epochs'?"),

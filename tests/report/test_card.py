@@ -1,8 +1,11 @@
 """The model card: the same tables as the page, in Markdown that shows names as they are."""
 
 import json
+import re
 
-from compress.report.card import render_card
+import pytest
+
+from compress.report.card import _escaped, render_card
 from compress.report.collect import collect
 from tests.report.small_run import SLIM_ROWS, write_run
 
@@ -33,6 +36,49 @@ def test_names_are_escaped(tmp_path):
     )
     assert r"a\|b\](x) \<i\>\*c\*\_d\_\`e\`" in card
     assert "<i>" not in card
+
+
+HOSTILE = [
+    "a\n# heading",
+    "a\r\n\r\n<b>html</b>",
+    "# heading",
+    "- item",
+    "+ item",
+    "12. item",
+    "7) item",
+    "===",
+    "---",
+    "- - -",
+    "a | b | c",
+    "[a](http://x)",
+    "![a](x)",
+    "see https://x.org or www.x.org, or write to a@x.org",
+    "<https://x.org>",
+    "&lt;i&gt;",
+    "a\x1b[2J\u2028b\x0bc",
+    "```\ncode",
+    "    code",
+    "> quote",
+    "~~~",
+    "$x$",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_text_of_a_stranger_is_text_wherever_it_stands(text):
+    """Read by a parser of Markdown where there is one, else by the rules of CommonMark and GFM."""
+    shown = _escaped(text)
+    assert shown.isprintable()
+    bare = re.sub(r"\\[!-/:-@\[-`{-~]", "", shown)  # without what is escaped
+    assert not re.search(r"[<>\[\]`*_|~#&$@]|://|www\.", bare)
+    assert not re.match(r"\s|[-+](\s|$)|\d+[.)](\s|$)|[-=\s]+$", shown)
+    words = re.findall(r"\w+", text)
+    assert re.findall(r"\w+", shown.replace("\\", "")) == words
+
+
+def test_numbers_stay_as_they_are():
+    for text in ("94.50% (+0.5)", "-3.2", "201 · 149 · 50", "1.5 ms: fast", "40.0\u00a0k"):
+        assert _escaped(text) == text
 
 
 def test_the_same_facts_give_the_same_card(tmp_path):

@@ -25,6 +25,7 @@ class FakeTensorRT(ModuleType):
         self.__version__ = version
         self.flags, self.builds, self.caches = [], [], []
         self.fails = ""
+        self.says = ["out of\nmemory"]
         network_flags, builder_flags = GENERATIONS[generation]
         self.NetworkDefinitionCreationFlag = SimpleNamespace(
             **{name: place for place, name in enumerate(network_flags)}
@@ -134,7 +135,8 @@ class FakeTensorRT(ModuleType):
             def build_serialized_network(self, network, config):
                 fake.builds.append(config)
                 if len(fake.builds) == fake.fails:
-                    self.logger.log(ILogger.Severity.ERROR, "out of\nmemory")
+                    for message in fake.says:
+                        self.logger.log(ILogger.Severity.ERROR, message)
                     return None
                 return b"engine of " + hashlib.sha256(network.content).digest() + bytes([salt()])
 

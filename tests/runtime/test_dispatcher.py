@@ -1,4 +1,9 @@
+import re
+import threading
+from pathlib import Path
+
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +20,7 @@ from tests.export.triton_bundles import (
     THRESHOLDS,
     early_exit,
     images_with,
+    save_segment,
     write_bundle,
 )
 
@@ -166,3 +172,133 @@ def test_a_backend_of_ones_own_is_called_in_order(bundle):
 def test_an_unknown_backend_is_refused(bundle):
     with pytest.raises(UserInputError, match="'torch'; expected one of onnxruntime, tensorrt"):
         Dispatcher(bundle[0], "torch")
+
+
+def bits_of(found):
+    return found.logits.tobytes(), found.exits.tolist()
+
+
+def test_threads_that_share_a_dispatcher_get_the_answers_of_their_own_images(bundle):
+    """Today's fault was silent: some answers were of the other thread's images."""
+    rng = np.random.default_rng(0)
+    jobs = [images_with(rng.random((size, 2)), seed=size) for size in (1, 1, 3, BATCH, 2)]
+    with Dispatcher(bundle[0], "onnxruntime", threads=1) as dispatcher:
+        expected = [bits_of(dispatcher.run(images)) for images in jobs]
+        wrong = []
+
+        def work(first):
+            numbers = range(first, first + 1000)
+            found = ((i, bits_of(dispatcher.run(jobs[i % 5]))) for i in numbers)
+            wrong.extend(i for i, bits in found if bits != expected[i % 5])
+
+        threads = [threading.Thread(target=work, args=(start,)) for start in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+
+
+def test_closing_in_one_thread_does_not_pull_the_ground_from_another(bundle):
+    dispatcher = Dispatcher(bundle[0], "onnxruntime", threads=1)
+    images, ends = images_with(np.zeros((BATCH, 2))), []
+
+    def work():
+        try:
+            while True:
+                dispatcher.run(images)
+        except UserInputError as err:
+            ends.append(str(err))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    dispatcher.close()
+    thread.join(timeout=20)
+    assert ends == ["the dispatcher of tiny is closed; open the bundle again"]
+    dispatcher.close()
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "expected"),
+    [
+        pytest.param(np.float32(0.75), [0.75, 0.75], id="float32"),
+        pytest.param(np.array(0.75), [0.75, 0.75], id="0-d"),
+        pytest.param(np.array([0.25, 1], np.float32), [0.25, 1.0], id="array"),
+        pytest.param((np.float64(0.5), 1), [0.5, 1.0], id="tuple"),
+    ],
+)
+def test_thresholds_of_numpy_are_numbers(dispatcher, thresholds, expected):
+    dispatcher.set_thresholds(thresholds)
+    try:
+        assert dispatcher.manifest.thresholds == expected
+        assert {type(bar) for bar in dispatcher.manifest.thresholds} == {float}
+    finally:
+        dispatcher.set_thresholds(THRESHOLDS)
+
+
+@pytest.mark.parametrize(
+    "thresholds",
+    [None, "0.5", ["0.5", "0.5"], [None, None], True, b"\0\1", [0.5, np.nan], [[0.5], [0.5]], {}],
+)
+def test_thresholds_that_are_none_leave_the_former(dispatcher, thresholds):
+    with pytest.raises(UserInputError, match=r"threshold"):
+        dispatcher.set_thresholds(thresholds)
+    assert dispatcher.manifest.thresholds == list(THRESHOLDS)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_an_image_that_is_not_finite_has_no_class_and_spoils_no_other(dispatcher, bad, caplog):
+    images = images_with([[0, 0], [1, 0], [0, 1]])
+    expected = dispatcher.run(images)
+    poisoned = images.copy()
+    poisoned[1, 0, 1, 3] = bad
+    dispatcher._has_warned = False
+    with caplog.at_level("WARNING", "compress"):
+        found = [dispatcher.run(poisoned) for _ in range(2)][1]
+    assert found.classes[1] == -1
+    assert np.isnan(found.logits[1]).all()
+    for i in (0, 2):
+        assert bits_of(dispatcher.run(poisoned[i])) == bits_of(dispatcher.run(images[i]))
+        assert found.classes[i] == expected.classes[i]
+    assert dispatcher.run(poisoned[1]).classes.tolist() == [-1]
+    assert [each.getMessage() for each in caplog.records] == [
+        "tiny gave logits that are not finite for 1 of 3 images: class -1"
+    ]
+
+
+def test_a_weight_that_is_no_number_gives_no_class(tmp_path):
+    write_bundle(tmp_path)
+    model = onnx.load(tmp_path / "segment_2.onnx")
+    (weights,) = (each for each in model.graph.initializer if each.name == "weights")
+    values = onnx.numpy_helper.to_array(weights).copy()
+    values[0, 1] = np.nan
+    weights.CopyFrom(onnx.numpy_helper.from_array(values, "weights"))
+    save_segment(model, tmp_path, 2)
+    with Dispatcher(tmp_path, "onnxruntime") as dispatcher:
+        found = dispatcher.run(images_with([[1, 0], [0, 0], [0, 1], [0, 0]]))
+    assert found.exits.tolist() == [0, 2, 1, 2]
+    assert (found.classes == -1).tolist() == [False, True, False, True]
+
+
+def test_what_is_no_array_is_told(dispatcher):
+    with pytest.raises(UserInputError, match="images are a list; expected a numpy array"):
+        dispatcher.run([[0.0]])
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_20000_dispatches(tmp_path):
+    write_bundle(tmp_path)
+    rng = np.random.default_rng(1)
+    jobs = [images_with(rng.random((size, 2)), seed=size) for size in (1, 1, 2, 1, 3)]
+    with Dispatcher(tmp_path, "onnxruntime", threads=1) as dispatcher:
+        for i in range(1000):
+            dispatcher.run(jobs[i % len(jobs)])
+        before = resident_kib()
+        for i in range(20_000):
+            dispatcher.run(jobs[i % len(jobs)])
+        assert resident_kib() - before < 2048
+
+
+def resident_kib():
+    text = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+)", text).group(1))

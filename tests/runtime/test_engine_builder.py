@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from compress.errors import ToolchainError, UnsupportedModelError, UserInputError
+from compress.errors import DiskFullError, ToolchainError, UnsupportedModelError, UserInputError
 from compress.files import sha256_of
 from compress.runtime import cuda, engine_builder
 from compress.runtime.engine_builder import build_engines
@@ -199,6 +199,30 @@ def test_a_build_that_fails_says_why_and_leaves_the_former_set(bundle, install):
     assert not list(bundle.glob(".*"))
 
 
+@pytest.mark.parametrize(
+    ("first", "remedy"),
+    [
+        ("Requested amount of GPU memory (8 bytes) could not be allocated", "limit --workspace"),
+        ("Could not find any implementation for node /fc1/MatMul", "another --precision"),
+        ("Int8 precision has been set for a layer", "export with --precision fp16"),
+        ("Target GPU SM 53 is not supported by this TensorRT release", "this TensorRT (--target)"),
+        ("CUDA initialization failure with error: 35", "update the driver"),
+    ],
+)
+def test_the_first_error_of_a_build_is_told_with_its_remedy(bundle, install, first, remedy):
+    fake = install()
+    fake.says = [first, "Cuda Runtime (an illegal memory access was encountered)"]
+    fake.fails = 1
+    with pytest.raises(ToolchainError) as caught:
+        build_engines(bundle)
+    assert f"({first})" in str(caught.value)
+    assert remedy in str(caught.value)
+    fake.fails = 3
+    fake.says = ["out of memory"]
+    with pytest.raises(ToolchainError, match=r"\(out of memory\)"):  # of this build, not the last
+        build_engines(bundle)
+
+
 def test_a_full_disk_is_told_in_one_sentence(bundle, install, monkeypatch):
     install()
 
@@ -206,7 +230,7 @@ def test_a_full_disk_is_told_in_one_sentence(bundle, install, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(ToolchainError, match=r"cannot be written \(No space left on device\)"):
+    with pytest.raises(DiskFullError, match=r"engine cannot be written: the disk is full"):
         build_engines(bundle)
 
 

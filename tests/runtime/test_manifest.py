@@ -55,6 +55,12 @@ def put(*path):
     return change
 
 
+def swap(value):
+    """Segments 1 and 2 keep their places and trade what they compute."""
+    one, other = value["segments"][1:]
+    one["blocks"], other["blocks"] = other["blocks"], one["blocks"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -85,6 +91,21 @@ def put(*path):
         pytest.param(put("batch", [2, 8]), "from 2 images on", id="smallest-batch"),
         pytest.param(put("batch", [1]), "not enough values", id="half-a-batch"),
         pytest.param(lambda value: value.pop("opset"), "'opset' is missing", id="missing"),
+        pytest.param(put("batch", [1, 10**6]), "1000000 in place", id="batch-of-a-million"),
+        pytest.param(put("batch", [1, 4096, 1]), "in place of a list", id="batch-of-three"),
+        pytest.param(put("opset", 10**6), "1000000 in place", id="opset"),
+        pytest.param(put("name", "x" * 1001), "in place of text", id="long-name"),
+        pytest.param(put("segments", 0, "sha256", "z" * 64), "sha256 'zz", id="sha256"),
+        pytest.param(put("segments", 0, "file", "a\x1b.onnx"), "a.x1b", id="control"),
+        pytest.param(put("segments", 0, "inputs", 0, "shape", [1] * 9), "list", id="rank"),
+        pytest.param(put("segments", 0, "macs", float("nan")), "NaN in place", id="NaN"),
+        pytest.param(put("notes", "drift", float("inf")), "Infinity in place", id="note"),
+        pytest.param(swap, "segment_1.onnx begins at block 2", id="swap"),
+        pytest.param(lambda v: v["segments"].pop(0), "the first segment takes", id="first-gone"),
+        pytest.param(lambda v: v["segments"].pop(1), "segment_2.onnx begins", id="middle-gone"),
+        pytest.param(lambda v: v["segments"].pop(2), "segment_1.onnx", id="last-gone"),
+        pytest.param(put("segments", 0, "blocks", [1, 1]), "begins at block 1", id="start"),
+        pytest.param(put("segments", 1, "blocks", [1, 1]), "holds no block", id="no-block"),
         pytest.param(put("preprocessing", {}), "preprocessing has the fields", id="preprocessing"),
     ],
 )
@@ -96,7 +117,7 @@ def test_a_manifest_that_cannot_be_is_refused_in_one_sentence(bundle, change, me
 
 def test_preprocessing_to_another_size_is_refused(bundle):
     square = Preprocessing(16, "pillow-bicubic", 16, (0.5,) * 3, (0.5,) * 3)
-    with pytest.raises(UserInputError, match=r"images of \[1, 2, 4\], preprocessing to 16 pixels"):
+    with pytest.raises(UserInputError, match=r"\[1, 2, 4\], preprocessing to \[3, 16, 16\]"):
         read_manifest(altered(bundle, put("preprocessing", square.to_dict())))
 
 

@@ -103,10 +103,29 @@ def test_scores_that_are_not_finite_name_the_layer(bad):
         select_channels(scores, 0.2)
 
 
-def test_no_multiple_fits():
-    scores = {"narrow": torch.linspace(0, 1, 12), "wide": torch.linspace(1, 2, 12)}
-    with pytest.raises(UserInputError, match=r"narrow: 11 of 12 .* no multiple of 8"):
-        select_channels(scores, 0.01, round_to=8)
+def test_a_layer_that_no_multiple_fits_keeps_all_and_says_so():
+    """DenseNet with growth 12, or a width of 13 in a pruned file: the rest is slimmed."""
+    scores = {"narrow": torch.linspace(0, 1, 12), "wide": torch.linspace(0, 1, 32)}
+    selection = select_channels(scores, 0.5, round_to=8)
+    assert selection.widths == {"narrow": 8, "wide": 16}
+    selection = select_channels(scores, 0.2, round_to=8)
+    assert selection.widths == {"narrow": 12, "wide": 32}
+    assert selection.unrounded == {"narrow": "no multiple of 8 from 9 to 12"}
+
+
+def test_a_layer_narrower_than_the_floor_keeps_all():
+    scores = {"tiny": torch.linspace(0, 0.1, 6), "wide": torch.linspace(0.2, 1, 32)}
+    selection = select_channels(scores, 0.4, round_to=8)
+    assert selection.widths == {"tiny": 6, "wide": 24}
+    assert selection.unrounded == {"tiny": "no multiple of 8 from 8 to 6"}
+
+
+def test_groups_that_round_to_the_whole_width_go_in_their_own_steps():
+    """55 groups of 2: 440 would be the first multiple of both, and nothing could ever go."""
+    scores = {"grouped": torch.linspace(0, 1, 2).repeat_interleave(55), "wide": torch.rand(64) + 1}
+    selection = select_channels(scores, 0.3, round_to=8, channels_per_decision={"grouped": 55})
+    assert selection.widths["grouped"] == 55
+    assert "steps of 55" in selection.unrounded["grouped"]
 
 
 def test_a_layer_that_loses_nothing_is_not_rounded():

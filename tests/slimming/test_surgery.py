@@ -6,7 +6,8 @@ from torch import nn
 
 from compress.errors import UnsupportedModelError, UserInputError
 from compress.models.vgg import VGG
-from compress.slimming.slim import SlimOptions, relative_error, slim_model
+from compress.slimming.output_error import relative_error
+from compress.slimming.slim import SlimOptions, slim_model
 from tests.golden import LOG, golden_vgg16
 
 FREE = SlimOptions(round_to=1, min_channels=1)

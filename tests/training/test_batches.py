@@ -6,8 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compress.data.prefetch import prefetched
 from compress.errors import UserInputError
-from compress.training.batches import derived_seed, plan_batches, prefetched, prepare_images
+from compress.training.batches import derived_seed, plan_batches, prepare_images
 from tests.training.fakes import fake_data
 
 

@@ -5,10 +5,12 @@ import torch
 from torch import nn
 
 from compress.errors import UnsupportedModelError, UserInputError
+from compress.models import build
 from compress.models.early_exit import GFNetDynn
 from compress.models.factory import call_factory
 from compress.models.gfnet import GFNet
 from compress.models.gfnet_resize import resized
+from compress.models.published import PUBLISHED
 from compress.models.vgg import VGG
 from compress.training.transfer import build_student, network_names, transferred
 from tests.training.fakes import same_weights
@@ -21,6 +23,8 @@ def networks() -> dict[str, nn.Module]:
     found = {
         "vgg": VGG(widths=[[4], [6]], num_classes=10, hidden=[5], pooled=2),
         "vgg without hidden layer": VGG(widths=[[4]], num_classes=10, hidden=[], pooled=1),
+        "resnet": build("resnet", {**PUBLISHED["resnet20"][1], "num_classes": 10}),
+        "vgg_variant": build("vgg_variant", {"widths": [[4], [6]], "num_classes": 10}),
         "gfnet": GFNet(**SMALL, num_classes=10),
         "gfnet_distil": GFNet(**SMALL, num_classes=10, distilled=True, hidden_scale=True),
         "gfnet_dynn": GFNetDynn(**SMALL, num_classes=10, exits=[0, 1]),
@@ -36,6 +40,8 @@ def networks() -> dict[str, nn.Module]:
 HEADS = {
     "vgg": ("classifier.3",),
     "vgg without hidden layer": ("classifier.0",),
+    "resnet": ("linear",),
+    "vgg_variant": ("classifier",),
     "gfnet": ("head",),
     "gfnet_distil": ("head", "head_dist"),
     "gfnet_dynn": ("head", "intermediate_heads", "gates"),
@@ -64,7 +70,7 @@ def test_other_classes_replace_the_heads_and_nothing_else(name: str) -> None:
 def test_a_network_that_fits_is_given_back(name: str) -> None:
     model = networks()[name]
     assert transferred(model) is model
-    assert transferred(model, num_classes=10, image_size=16) is model
+    assert transferred(model, num_classes=10, image_size=(16, 16)) is model
 
 
 def test_a_new_head_follows_the_seed() -> None:
@@ -79,7 +85,7 @@ def test_a_new_head_follows_the_seed() -> None:
 
 def test_another_size_and_other_classes_at_once() -> None:
     model = networks()["gfnet_dynn"]
-    twin = transferred(model, num_classes=4, image_size=24)
+    twin = transferred(model, num_classes=4, image_size=(24, 24))
     expected = resized(model, 24)  # type: ignore[arg-type]
     assert twin(torch.randn(1, 3, 24, 24)).shape == (1, 4)
     for name in ("pos_embed", "blocks.1.filter.complex_weight", "blocks.2.mlp.fc1.weight"):
@@ -88,12 +94,12 @@ def test_another_size_and_other_classes_at_once() -> None:
 
 def test_a_vgg_takes_another_size_as_it_is() -> None:
     model = networks()["vgg"]
-    assert transferred(model, image_size=24) is model
+    assert transferred(model, image_size=(24, 24)) is model
 
 
 def test_a_size_that_the_patches_do_not_divide() -> None:
     with pytest.raises(UserInputError, match="18x18 is not divisible by the patch size 4"):
-        transferred(networks()["gfnet"], image_size=18)
+        transferred(networks()["gfnet"], image_size=(18, 18))
 
 
 def test_the_head_of_a_network_that_is_not_ours() -> None:
@@ -110,6 +116,8 @@ def test_the_head_of_a_network_that_is_not_ours() -> None:
         ('gfnet:{"width": 8, "depth": 2, "patch_size": 4}', 8, "gfnet", {"hidden": [32, 32]}),
         ('gfnet_xs:{"width": 8, "num_classes": 3}', 16, "gfnet", {"width": 8, "num_classes": 5}),
         ('gfnet_dynn:{"width": 8, "depth": 3, "exits": [1]}', 16, "gfnet_dynn", {"exits": [1]}),
+        ("resnet20", 32, "resnet", {"stage_widths": [16, 32, 64]}),
+        ('mobilenet_v2:{"dropout": 0}', 32, "mobilenet_v2", {"last_width": 1280, "dropout": 0}),
         ('vgg11_bn:{"hidden": [], "pooled": 1}', 32, "vgg", {"hidden": [], "pooled": 1}),
     ],
 )
@@ -147,4 +155,6 @@ def test_a_network_that_cannot_be_built(spec: str, message: str) -> None:
 
 
 def test_every_name_is_known() -> None:
-    assert {"gfnet_12_192", "gfnet_distil_12_192", "vgg16_bn", "gfnet_dynn"} <= set(network_names())
+    assert {"gfnet_12_192", "gfnet_distil_12_192", "vgg16_bn", "resnet50", "gfnet_dynn"} <= set(
+        network_names()
+    )

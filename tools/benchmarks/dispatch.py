@@ -265,7 +265,7 @@ def measure_memory(folder: Path) -> None:
     small = with_exits(
         gfnet("gfnet_12_192", num_classes=10, image_size=32, patch_size=4, depth=4), [0, 1, 2]
     ).eval()
-    images, _ = noise(small, (32, 32), count=64)
+    images, _ = noise((3, 32, 32), count=64)
     bundle = export(small, thresholds(small, images), folder, max_batch=8)
     with Dispatcher(bundle, threads=1) as dispatcher:
         for i in range(500):
@@ -298,7 +298,7 @@ def main() -> None:
         folder = Path(name)
         if {"graphs", "dispatch", "batch"} & set(options.only):
             model = network()
-            images, _ = noise(model, (224, 224), count=options.images)
+            images, _ = noise((3, 224, 224), count=options.images)
             bars = thresholds(model, images)
         if {"graphs", "dispatch"} & set(options.only):
             bundle = export(model, bars, folder)

@@ -1,9 +1,12 @@
+import gzip
 import io
 import os
 import pickle
 import struct
 import tarfile
+import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from compress.data import cifar10
+from compress.data import cifar
 from compress.data.image_data import ImageData
 from compress.data.plain_pickle import load_plain_pickle
 from compress.data.spec import load_data
@@ -90,7 +93,10 @@ def tarball(path: Path, folder: str, files: dict[str, bytes]) -> Path:
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cifar10, "RECORDS", RECORDS)
+    for name in ("CIFAR10", "CIFAR100"):
+        full = getattr(cifar, name)
+        records = {stem: count * RECORDS // 10_000 for stem, count in full.records.items()}
+        monkeypatch.setattr(cifar, name, replace(full, records=records))
 
 
 def load(folder: Path, image_size: int | None = None) -> ImageData:
@@ -232,7 +238,11 @@ PIXELS = np.zeros((RECORDS, 3072), dtype=np.uint8)
     ("make", "match"),
     [
         pytest.param(lambda folder: folder / "no", "does not exist", id="missing"),
-        pytest.param(lambda folder: folder, "holds no CIFAR-10; expected", id="empty"),
+        pytest.param(
+            lambda folder: folder,
+            "holds no CIFAR-10 as its publisher ships it; expected",
+            id="empty",
+        ),
         pytest.param(without("data_batch_2.bin"), r"has no data_batch_2\.bin", id="one missing"),
         pytest.param(
             replaced("data_batch_4.bin", b"\0" * 3073 * (RECORDS - 1)),
@@ -283,11 +293,98 @@ def test_a_truncated_tarball_is_told(tmp_path: Path) -> None:
         load(folder)
 
 
-def test_a_member_that_unpacks_to_too_much_is_refused(
+def test_a_loose_file_that_is_too_large_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cifar10, "MEMBER_LIMIT", 1000)
-    with pytest.raises(UserInputError, match="at most 1000 bytes"):
-        load(LAYOUTS["binary-tarball"](tmp_path / "a"))
+    monkeypatch.setattr(cifar, "LIMIT", 1000)
     with pytest.raises(UserInputError, match="at most 1000 bytes"):
         load(LAYOUTS["binary"](tmp_path / "b"))
+
+
+@pytest.mark.parametrize("name", ["cifar-10-batches-bin/data_batch_1.bin", "README"])
+def test_three_gigabytes_of_zeros_are_refused_by_their_header(name: str, tmp_path: Path) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = 3 << 30
+    content = gzip.compress(member.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 20))
+    folder = write(tmp_path, {"cifar-10-binary.tar.gz": content})
+    with pytest.raises(UserInputError, match=r"would unpack to 3221225472 bytes; expected at most"):
+        load(folder)
+
+
+def test_an_archive_that_goes_on_and_on_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cifar, "LIMIT", 1 << 20)
+    many = {f"{number}.txt": bytes(600_000) for number in range(3)}
+    folder = tarball(tmp_path / "d" / "cifar-10-python.tar.gz", "x", many)
+    with pytest.raises(UserInputError, match="unpacks to more than 1048576 bytes"):
+        load(folder)
+
+
+def test_a_pickle_that_claims_billions_of_values_takes_no_memory() -> None:
+    tracemalloc.start()
+    assert load_plain_pickle(b"\x80\x02]r\xff\xff\xff\x0f.", "file x") == []
+    assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    tracemalloc.stop()
+
+
+def test_images_in_folders_name_the_reader_of_folders(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        Image.new("RGB", (2, 2)).save(tmp_path / split / "cat" / "a.jpg")
+    with pytest.raises(UserInputError, match=rf"--data folder:{tmp_path} reads"):
+        load(tmp_path)
+
+
+FINE = [f"fine{number:02}" for number in range(100)]
+
+
+def fine_labels(batch: int) -> list[int]:
+    return [(7 * record + batch) % 100 for record in range(RECORDS * (5 if batch == 0 else 1))]
+
+
+def cifar100_files(kind: str) -> dict[str, bytes]:
+    rows = {"train": np.concatenate([pixels_of(b) for b in range(5)]), "test": pixels_of(5)}
+    files = {}
+    for batch, (name, pixels) in enumerate(rows.items()):
+        fine = fine_labels(batch)
+        coarse = [label // 5 for label in fine]
+        if kind == "binary":
+            records = zip(coarse, fine, pixels, strict=True)
+            files[f"{name}.bin"] = b"".join(bytes([c, f]) + row.tobytes() for c, f, row in records)
+        else:
+            value = {b"data": pixels, b"fine_labels": fine, b"coarse_labels": coarse}
+            files[name] = pickle.dumps(value, protocol=2)
+    if kind == "binary":
+        return files | {"fine_label_names.txt": "\n".join(FINE).encode()}
+    return files | {"meta": pickle.dumps({b"fine_label_names": [n.encode() for n in FINE]})}
+
+
+def test_cifar100_has_the_fine_labels_in_every_layout(tmp_path: Path) -> None:
+    folders = [
+        write(tmp_path / "a", cifar100_files("binary")),
+        write(tmp_path / "b" / "cifar-100-python", cifar100_files("python")).parent,
+        tarball(
+            tmp_path / "c" / "cifar-100-binary.tar.gz", "cifar-100-binary", cifar100_files("binary")
+        ),
+        tarball(
+            tmp_path / "d" / "cifar-100-python.tar.gz", "cifar-100-python", cifar100_files("python")
+        ),
+    ]
+    loaded = [load_data(f"cifar100:{folder}") for folder in folders]
+    assert len({data.sha256 for data in loaded}) == 1
+    data = loaded[0]
+    assert data.classes == tuple(FINE)
+    test = data.splits["test"]
+    assert test.labels.tolist() == fine_labels(1)
+    assert np.array_equal(
+        test.images(torch.arange(RECORDS)).numpy(), pixels_of(5).reshape(-1, 3, 32, 32)
+    )
+    assert sum(len(part) for part in data.splits.values()) == 6 * RECORDS
+
+
+def test_cifar100_without_names_is_told(tmp_path: Path) -> None:
+    files = cifar100_files("binary")
+    del files["fine_label_names.txt"]
+    with pytest.raises(UserInputError, match=r"has no fine_label_names\.txt"):
+        load_data(f"cifar100:{write(tmp_path, files)}")

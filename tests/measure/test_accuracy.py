@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import CompressError, UserInputError
-from compress.training.accuracy import Accuracy, evaluate_accuracy
+from compress.measure.accuracy import Accuracy, evaluate_accuracy
 from tests.training.fakes import Net, fake_data
 
 
