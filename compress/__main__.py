@@ -12,6 +12,7 @@ VERBS = {
     "evaluate": "accuracy, exits, thresholds, calibration",
     "export_trt": "one ONNX file and engine for each exit segment",
     "finetune": "train a checkpoint further, or for slimming",
+    "lower": "an ONNX file for a target, Fourier transforms as real products",
     "monitor": "watch a dispatcher for drift",
     "plan_exits": "choose exits and thresholds, with a guarantee",
     "report": "one page of a run, or of several",

@@ -166,7 +166,7 @@ def adopt_checkpoint(job: AdoptJob) -> AdoptReport:
     if job.output.resolve() == job.checkpoint.resolve():
         raise UserInputError(f"output {job.output} is the checkpoint itself; give another name")
     # What is recorded already may be told anew: that is what this command is for.
-    asked = Opening(**{**vars(job.opening), "retrain": True})
+    asked = Opening(**{**vars(job.opening), "override": True})
     network = open_checkpoint(job.checkpoint, asked)
     preprocessing = _preprocessing(network, job)
     example, _ = noise(preprocessing.shape, count=1)

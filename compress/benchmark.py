@@ -91,7 +91,7 @@ def _work(options: argparse.Namespace) -> int:
             threads=options.threads,
             device=str(resolve_device(options.device)),
             backend=None if options.backend == "auto" else options.backend,
-            opening=opening_of(options),
+            opening=opening_of(options, resample=True),
             profile=not options.no_profile,
             operators=options.profile_operators,
             memory=not options.no_memory,

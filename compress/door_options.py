@@ -47,12 +47,15 @@ def add_opening(parser: argparse.ArgumentParser, *, size: str = "") -> None:
     add("--unsafe-pickle", action="store_true", help="read pickled modules; runs the file's code")
 
 
-def opening_of(options: argparse.Namespace, *, retrain: bool = False) -> "Opening":
+def opening_of(
+    options: argparse.Namespace, *, resample: bool = False, override: bool = False
+) -> "Opening":
     """Return how the checkpoint is opened.
 
     Args:
         options: as parsed.
-        retrain: the network is about to be trained, so that it may get another size.
+        resample: a GFNet may be carried over to another size.
+        override: what is asked for wins over what is recorded.
 
     Raises:
         UserInputError: an option has another form.
@@ -69,7 +72,8 @@ def opening_of(options: argparse.Namespace, *, retrain: bool = False) -> "Openin
         channels=channels,
         weights=options.weights,
         max_gib=options.max_gib,
-        retrain=retrain,
+        resample=resample,
+        override=override,
     )
 
 

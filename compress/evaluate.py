@@ -62,7 +62,7 @@ def _work(options: argparse.Namespace) -> int:
             thresholds=thresholds,
             replay=options.replay,
             output=options.output,
-            opening=opening_of(options),
+            opening=opening_of(options, resample=True),
             batch_size=options.batch_size,
             device=str(resolve_device(options.device)),
             seed=options.seed,

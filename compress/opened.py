@@ -56,7 +56,9 @@ class Opening:
         channels: of the images; None takes what is known.
         weights: which of several sets of weights a file holds, such as "ema"; None the plain ones.
         max_gib: most memory of the tensors, as the file says before it is read.
-        retrain: the network is about to be trained, so that it may get another size than it had.
+        resample: a GFNet of another size may be carried over to the one that is asked for.
+        override: what is asked for wins over what is recorded, as where a network is about to be
+            trained for another size, or described anew.
     """
 
     factory: str | None = None
@@ -66,7 +68,8 @@ class Opening:
     channels: int | None = None
     weights: str | None = None
     max_gib: float = MAX_GIB
-    retrain: bool = False
+    resample: bool = False
+    override: bool = False
 
     def __post_init__(self) -> None:
         size = self.size
@@ -212,7 +215,7 @@ def opened(path: Path, checkpoint: Checkpoint, opening: Opening) -> Opened:
         _check_positions(model, opening.head_positions, path)
     size = opening.size or (recorded.size if recorded else None) or built_for(model)
     if recorded is not None and size is not None and size != recorded.size:
-        if not opening.retrain and built_for(model) is None:
+        if not opening.override and not (opening.resample and built_for(model)):
             raise UserInputError(
                 f"--image-size is {_times(size)}, but {path} records {_times(recorded.size)}; "
                 "leave the option out, as a checkpoint says itself what it takes"
@@ -221,7 +224,7 @@ def opened(path: Path, checkpoint: Checkpoint, opening: Opening) -> Opened:
     if opening.size is None and recorded is None and (words := unusual_size(model)) is not None:
         logger.info("note: %s: %s", path, words)
     if size is not None:
-        model = for_image_size(model, size)
+        model = for_image_size(model, size, resample=opening.resample)
     classes = checkpoint.meta.get("classes")
     channels = recorded.channels if recorded else input_channels(model)
     _check_channels(opening.channels, channels, path)

@@ -71,13 +71,13 @@ def test_a_size_that_contradicts_the_record_is_refused(tmp_path: Path) -> None:
 
 
 def test_training_may_change_the_size_and_what_is_cut_keeps_its_share(tmp_path: Path) -> None:
-    found = open_checkpoint(recorded(tmp_path), Opening(image_size=40, retrain=True))
+    found = open_checkpoint(recorded(tmp_path), Opening(image_size=40, override=True))
     assert found.preprocessing == replace(ODD, image_size=40, resize_size=48)
 
 
 def test_a_gfnet_is_resampled_to_another_size(tmp_path: Path) -> None:
     file = saved(tmp_path, GFNet(**GFNET), preprocessing=replace(ODD, image_size=16).to_dict())
-    found = open_checkpoint(file, Opening(image_size=24))
+    found = open_checkpoint(file, Opening(image_size=24, resample=True))
     assert found.model.config["image_size"] == [24, 24]
     assert found.preprocessing is not None
     assert found.preprocessing.size == (24, 24)

@@ -1,9 +1,11 @@
 """A network in the form that is exported: the same function in operations that runtimes do fast.
 
-Global filters are matrix products; scales that slimming left are folded into the weights that read
-them; GELU is written so that ONNX Runtime and TensorRT see one; tokens are averaged by a product
-with a constant row, which is several times faster than a reduction over the middle dimension (and
-needs no ReduceMean, whose axes TensorRT 8 ignores); gates read a few sums in place of a stack.
+Global filters of small grids are matrix products, those of large ones stay FFTs until
+`compress.export.fourier` writes them as products along one axis after the other; scales that
+slimming left are folded into the weights that read them; GELU is written so that ONNX Runtime and
+TensorRT see one; tokens are averaged by a product with a constant row, which is several times
+faster than a reduction over the middle dimension (and needs no ReduceMean, whose axes TensorRT 8
+ignores); gates read a few sums in place of a stack.
 """
 
 import copy
@@ -16,6 +18,8 @@ from compress.models.early_exit import GATE_FEATURES, LOWEST_LOG, Gate
 from compress.models.gfnet import GFNet
 from compress.models.gfnet_block import MeanTokens, Mlp
 from compress.models.global_filter import with_matrix_filters
+
+LARGEST_MATRIX = 1 << 16  # entries: a grid of 16x16 is still one matrix, one of 24x24 is not
 
 __all__ = ["ErfGelu", "FoldedGate", "ProductMean", "deployed_form", "in_half"]
 
@@ -79,7 +83,7 @@ class ProductMean(MeanTokens):
 
 def deployed_form(model: nn.Module) -> nn.Module:
     """Return a copy in the form that is exported, in eval mode."""
-    twin = with_matrix_filters(model).eval()
+    twin = with_matrix_filters(model, largest=LARGEST_MATRIX).eval()
     for module in list(twin.modules()):
         if isinstance(module, Mlp):
             _simplify_mlp_(module)

@@ -1,6 +1,8 @@
 """From a torch module to an ONNX graph in memory."""
 
+import copy
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,12 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.errors import UnsupportedModelError
+from compress.errors import CompressError, UnsupportedModelError
+from compress.export.fourier import rewrite_transforms_
 from compress.export.graph_outputs import name_outputs_
+from compress.export.graph_tidy import constants_to_initializers_, tidy_
+from compress.export.real_form import real_form
 from compress.optional import require
 
-__all__ = ["OPSET", "graph_from_module"]
+__all__ = ["OPSET", "graph_from_module", "told_whole"]
 
+logger = logging.getLogger(__name__)
+
+TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+# From here on the exporter tells how to report an error to its developers.
+ADVICE = re.compile(r"This is step \d|Next steps:|Use tlparse|## Exception summary")
 OPSET = 18  # what torch's exporter writes natively; targets that know less are lowered to
 
 
@@ -48,7 +58,7 @@ def graph_from_module(
     try:
         with _quiet():
             program = torch.onnx.export(
-                module,
+                _in_real_numbers(module, example, shapes),
                 (example,),
                 input_names=[input_name],
                 opset_version=OPSET,
@@ -56,14 +66,48 @@ def graph_from_module(
                 dynamo=True,
                 verbose=False,
             )
+    except CompressError:
+        raise
     except Exception as err:  # the exporter wraps whatever went wrong in its own classes
-        reason = next((line for line in str(err).splitlines() if line.strip()), type(err).__name__)
-        raise UnsupportedModelError(f"torch cannot export the network to ONNX: {reason}") from err
+        raise UnsupportedModelError(
+            f"torch cannot export the network to ONNX: {told_whole(err)}"
+        ) from err
     graph = program.model_proto  # type: ignore[union-attr]
     name_outputs_(graph, output_names)
+    constants_to_initializers_(graph)
+    if rewrite_transforms_(graph):
+        tidy_(graph)
     _drop_traces(graph)
     onnx.checker.check_model(graph)
     return graph
+
+
+def told_whole(err: BaseException) -> str:
+    """Return what an exporter's error says: the cause first, whole, without terminal codes."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = err
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    told: list[str] = []
+    for part in reversed(chain):
+        text = TERMINAL_CODES.sub("", str(part))
+        text = " ".join(ADVICE.split(text)[0].split())
+        line = f"{type(part).__name__}: {text}".rstrip(": ")
+        if line not in told:
+            told.append(line)
+    return "; then ".join(told)
+
+
+def _in_real_numbers(module: nn.Module, example: Tensor, shapes: Any) -> Any:
+    """Return the module traced, with pairs in place of complex tensors where it has such."""
+    try:
+        frozen = copy.deepcopy(module).requires_grad_(False)
+        program = torch.export.export(frozen, (example,), dynamic_shapes=shapes, strict=False)
+    except Exception as err:  # the exporter itself has more ways to trace, and tells what is wrong
+        logger.info("not traced for complex tensors: %s", err)
+        return module
+    return real_form(program) or program
 
 
 def _drop_traces(graph: Any) -> None:

@@ -10,7 +10,7 @@ from compress.export.graph_facts import GraphFacts, inner_reads
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["constants_to_initializers_", "drop_notes_", "name_nodes_", "tidy_"]
+__all__ = ["constants_to_initializers_", "drop_notes_", "name_nodes_", "sort_", "tidy_"]
 
 
 def tidy_(proto: "onnx.ModelProto") -> None:
@@ -23,7 +23,7 @@ def tidy_(proto: "onnx.ModelProto") -> None:
     _share_constants_(proto)
     _drop_unread_initializers_(proto.graph)
     _drop_needless_attributes_(proto)
-    _sort_(proto.graph)
+    sort_(proto.graph)
     _drop_unread_domains_(proto)
 
 
@@ -115,7 +115,8 @@ def _drop_unread_domains_(proto: "onnx.ModelProto") -> None:
         proto.opset_import.remove(opset)
 
 
-def _sort_(graph: "onnx.GraphProto") -> None:
+def sort_(graph: "onnx.GraphProto") -> None:
+    """Put every node behind what it needs, else in the order they had."""
     _replace_nodes_(graph, _sorted(graph))
 
 

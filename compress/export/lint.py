@@ -298,7 +298,7 @@ def _moves_in_filters(proto: "onnx.ModelProto", facts: GraphFacts) -> Iterator[F
             node="",
             operator="",
             message=f"{counts} between the products of the filters; TensorRT makes many layers of "
-            "each, where the split form of compress.models.global_filter needs none",
+            "each, where lowering (python -m compress.lower) mostly needs none",
         )
 
 
@@ -312,7 +312,7 @@ def _listed(names: frozenset[str]) -> str:
 
 def _advice_on_type(dtype: str) -> str:
     if dtype.startswith("complex"):
-        return "; write the filters as real products, compress.models.global_filter has them"
+        return "; export the network with compress, which writes complex tensors as real products"
     if dtype == "float64":
         return " and would take it for float32 without a word; keep the network in float32"
     return "; change the layer in the network"
@@ -320,7 +320,7 @@ def _advice_on_type(dtype: str) -> str:
 
 def _remedy(operator: str) -> str:
     if operator in ("DFT", "STFT"):
-        return "write the filters as real products, compress.models.global_filter has them"
+        return "lower the graph (python -m compress.lower), which writes it as real products"
     if operator in ("LayerNormalization", "Gelu"):
         return "lower the graph, which says it in other operators"
     return "change the layer in the network, or choose another target"

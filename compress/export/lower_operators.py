@@ -4,6 +4,7 @@
   last axes. Half-precision graphs compute it in float32 from the first sum to the last product, as
   `stash_type` asks: squares of half-precision activations overflow at 256.
 - Gelu (TensorRT 8): x/2 · (1 + erf(x/√2)), or its tanh form (Hendrycks & Gimpel, arXiv 1606.08415).
+- Einsum of two tensors (no TensorRT takes all of them): a matrix product.
 - Shape with start and end (TensorRT 8, which ignores both): the whole shape, then a Gather.
 
 New names are the old one with what they are behind a slash, so that a builder can find, by
@@ -16,63 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.errors import UnsupportedModelError
-from compress.export.graph_facts import GraphFacts, opset_of
+from compress.export.graph_facts import GraphFacts
+from compress.export.lower_einsum import write_einsum
+from compress.export.node_writer import NodeWriter
 from compress.export.targets import Target
-from compress.optional import require
 
 if TYPE_CHECKING:
     import onnx
 
 __all__ = ["rewrite_operators_"]
 
-AXES_ARE_INPUT = 18  # opset from which ReduceMean takes its axes as an input
 DTYPES: Mapping[str, Any] = {"float32": np.float32, "float16": np.float16}
-
-
-class _Writer:
-    """Writes the nodes that replace one node."""
-
-    def __init__(self, proto: "onnx.ModelProto", facts: GraphFacts, node: "onnx.NodeProto") -> None:
-        self.helper = require("onnx.helper", "rewriting ONNX graphs")
-        self.numpy_helper = require("onnx.numpy_helper", "rewriting ONNX graphs")
-        self.opset = opset_of(proto)
-        self.facts = facts
-        self.node = node
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
-        self.given = {a.name: self.helper.get_attribute_value(a) for a in node.attribute}
-
-    def constant(self, label: str, value: Any, dtype: Any) -> str:
-        """Add an initializer; return its name."""
-        name = f"{self.node.name}/{label}"
-        self.constants.append(self.numpy_helper.from_array(np.array(value, dtype), name))
-        return name
-
-    def emit(self, kind: str, *inputs: str, label: str, **attributes: Any) -> str:
-        """Add a node; return the name of what it gives."""
-        name = f"{self.node.name}/{label}"
-        self.nodes.append(self.helper.make_node(kind, inputs, [name], name, **attributes))
-        return name
-
-    def mean(self, x: str, axes: list[int], *, label: str) -> str:
-        """Add a ReduceMean that keeps its axes, as the graph's opset writes it."""
-        if self.opset < AXES_ARE_INPUT:
-            return self.emit("ReduceMean", x, label=label, axes=axes, keepdims=1)
-        return self.emit(
-            "ReduceMean", x, self.constant("axes", axes, np.int64), label=label, keepdims=1
-        )
-
-    def finish(self) -> None:
-        """Let the last node give what the replaced one gave."""
-        self.nodes[-1].output[0] = self.node.output[0]
-
-    def fail(self, what: str) -> UnsupportedModelError:
-        """Return the error that this node cannot be rewritten."""
-        return UnsupportedModelError(
-            f"node {self.node.name} ({self.node.op_type}) cannot be rewritten for the target: "
-            f"{what}; export the network again, or choose another target"
-        )
 
 
 def rewrite_operators_(proto: "onnx.ModelProto", target: Target) -> None:
@@ -88,7 +43,7 @@ def rewrite_operators_(proto: "onnx.ModelProto", target: Target) -> None:
         if write is None:
             nodes.append(node)
             continue
-        writer = _Writer(proto, facts, node)
+        writer = NodeWriter(proto, facts, node)
         write(writer)
         writer.finish()
         nodes.extend(writer.nodes)
@@ -97,7 +52,7 @@ def rewrite_operators_(proto: "onnx.ModelProto", target: Target) -> None:
     graph.node.extend(nodes)
 
 
-def _writer_for(node: "onnx.NodeProto", target: Target) -> Callable[[_Writer], None] | None:
+def _writer_for(node: "onnx.NodeProto", target: Target) -> Callable[[NodeWriter], None] | None:
     if node.domain not in ("", "ai.onnx"):
         return None
     accepted = target.operator(node.op_type)
@@ -105,20 +60,22 @@ def _writer_for(node: "onnx.NodeProto", target: Target) -> Callable[[_Writer], N
         return _layer_norm
     if node.op_type == "Gelu" and (accepted is None or target.opset < 20):
         return _gelu
+    if node.op_type == "Einsum" and accepted is None:
+        return write_einsum
     if node.op_type == "Shape" and accepted is not None:
         ignored = {a.name for a in node.attribute}.intersection(accepted.ignored_attributes)
         return _shape if ignored else None
     return None
 
 
-def _dtype_of(writer: _Writer) -> str:
+def _dtype_of(writer: NodeWriter) -> str:
     dtype = writer.facts.types.get(writer.node.input[0], "unknown")
     if dtype not in DTYPES:
         raise writer.fail(f"its input is {dtype}, expected one of {', '.join(DTYPES)}")
     return dtype
 
 
-def _layer_norm(writer: _Writer) -> None:
+def _layer_norm(writer: NodeWriter) -> None:
     x, gamma, *rest = writer.node.input
     half = _dtype_of(writer) == "float16"
     if half:
@@ -139,7 +96,7 @@ def _layer_norm(writer: _Writer) -> None:
         writer.emit("Cast", y, label="output", to=10)
 
 
-def _norm_axes(writer: _Writer) -> list[int]:
+def _norm_axes(writer: NodeWriter) -> list[int]:
     """Return the axes of a LayerNormalization, from the end: any rank has them."""
     if any(writer.node.output[1:]):
         raise writer.fail("mean and deviation are read from it, which only itself can give")
@@ -152,7 +109,7 @@ def _norm_axes(writer: _Writer) -> list[int]:
     return list(range(axis, 0))
 
 
-def _in_float32(writer: _Writer, name: str, label: str) -> str:
+def _in_float32(writer: NodeWriter, name: str, label: str) -> str:
     if writer.facts.types.get(name) == "float32":
         return name
     value = writer.facts.array(name)
@@ -161,7 +118,7 @@ def _in_float32(writer: _Writer, name: str, label: str) -> str:
     return writer.constant(label, value, np.float32)
 
 
-def _gelu(writer: _Writer) -> None:
+def _gelu(writer: NodeWriter) -> None:
     dtype = DTYPES[_dtype_of(writer)]
     form = writer.given.get("approximate", b"none")
     x = writer.node.input[0]
@@ -176,7 +133,7 @@ def _gelu(writer: _Writer) -> None:
     writer.emit("Mul", x, share, label="output")
 
 
-def _gelu_polynomial(writer: _Writer, x: str, dtype: Any) -> str:
+def _gelu_polynomial(writer: NodeWriter, x: str, dtype: Any) -> str:
     """Write √(2/π) · (x + 0.044715 x³)."""
     square = writer.emit("Mul", x, x, label="square")
     cube = writer.emit("Mul", square, x, label="cube")
@@ -186,7 +143,7 @@ def _gelu_polynomial(writer: _Writer, x: str, dtype: Any) -> str:
     return writer.emit("Mul", total, root, label="argument")
 
 
-def _shape(writer: _Writer) -> None:
+def _shape(writer: NodeWriter) -> None:
     rank = writer.facts.rank(writer.node.input[0])
     if rank is None:
         raise writer.fail("the rank of its input is not known")

@@ -1,7 +1,8 @@
 """From the graph that torch's exporter writes to one that a target's parser understands.
 
-Pure rewriting, no numbers change but by rounding: operators that the target lacks are said in
-others (`compress.export.lower_operators`), the opset is the newest that both know
+Pure rewriting, no numbers change but by rounding: Fourier transforms are written as real matrix
+products (`compress.export.fourier`), operators that the target lacks are said in others
+(`compress.export.lower_operators`), the opset is the newest that both know
 (`compress.export.lower_opset`), and the graph is left tidy (`compress.export.graph_tidy`). Names
 come from the graph alone, so equal graphs give equal files.
 
@@ -12,6 +13,7 @@ computes its sums in float32 there.
 from typing import TYPE_CHECKING
 
 from compress.errors import UnsupportedModelError
+from compress.export.fourier import rewrite_transforms_
 from compress.export.graph_tidy import constants_to_initializers_, drop_notes_, name_nodes_, tidy_
 from compress.export.lower_operators import rewrite_operators_
 from compress.export.lower_opset import to_opset_
@@ -21,7 +23,7 @@ from compress.optional import require
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["lowered"]
+__all__ = ["check_graph", "lowered"]
 
 
 def lowered(proto: "onnx.ModelProto", target: Target) -> "onnx.ModelProto":
@@ -40,24 +42,34 @@ def lowered(proto: "onnx.ModelProto", target: Target) -> "onnx.ModelProto":
     result.CopyFrom(proto)
     if result.functions:
         result = onnx.inliner.inline_local_functions(result)
-    drop_notes_(result)
     constants_to_initializers_(result)
+    rewrite_transforms_(result)  # which reads where nodes come from, for its errors
+    drop_notes_(result)
     name_nodes_(result.graph)
     rewrite_operators_(result, target)
     to_opset_(result, target.opset)
     tidy_(result)
     result.ir_version = min(result.ir_version, target.ir_version)
-    _check(result, target)
+    check_graph(result, f"it was rewritten for {target.display_name}")
     return result
 
 
-def _check(proto: "onnx.ModelProto", target: Target) -> None:
+def check_graph(proto: "onnx.ModelProto", what: str) -> None:
+    """Check a graph that was rewritten.
+
+    Args:
+        proto: the graph.
+        what: was done to it, behind "after".
+
+    Raises:
+        UnsupportedModelError: onnx.checker does not take it.
+    """
     onnx = require("onnx", "checking ONNX graphs")
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as err:
         reason = next((line for line in str(err).splitlines() if line.strip()), "no reason given")
         raise UnsupportedModelError(
-            f"the graph is not valid after it was rewritten for {target.display_name}: {reason}; "
-            "expected a graph that onnx.checker takes, so export the network again"
+            f"the graph is not valid after {what}: {reason}; expected a graph that onnx.checker "
+            "takes, so export the network again"
         ) from err

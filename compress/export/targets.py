@@ -30,10 +30,11 @@ BFLOAT = frozenset({"bfloat16"})
 NATIVE_OPSET = 18  # what torch's exporter writes; a newer one would say nothing more for us
 
 ARITHMETIC = "Abs Add Div Equal Max Mean Min Mul Neg Sub Sum"
+COMPARISONS = "Greater GreaterOrEqual Less LessOrEqual"
 FLOAT_ONLY = """
-    Clip Conv ConvTranspose Dropout Elu Erf Exp Gemm GlobalAveragePool GlobalMaxPool HardSigmoid
-    HardSwish InstanceNormalization LeakyRelu Log LogSoftmax MatMul PRelu Pow Reciprocal Relu Selu
-    Sigmoid Softmax Softplus Softsign Sqrt Tanh
+    Ceil Clip Conv ConvTranspose Cos Dropout Elu Erf Exp Floor Gemm GlobalAveragePool GlobalMaxPool
+    HardSigmoid HardSwish InstanceNormalization LeakyRelu Log LogSoftmax MatMul PRelu Pow Reciprocal
+    Relu Selu Sigmoid Sign Sin Softmax Softplus Softsign Sqrt Tanh
 """
 MOVING = "Cast Concat Expand Flatten Gather Identity Reshape Slice Split Transpose Where"
 REDUCTIONS = """
@@ -151,7 +152,7 @@ def _tensorrt_8(*more: str) -> dict[str, Operator]:
     """Return the table of TensorRT 8.5 and `more` operators on floats with one output."""
     pooling = Operator(attributes={"dilations": 1})
     return {
-        **_all(ARITHMETIC, Operator(types=NUMBERS)),
+        **_all(f"{ARITHMETIC} {COMPARISONS}", Operator(types=NUMBERS)),
         **_all(FLOAT_ONLY, Operator()),
         **_all(MOVING, Operator(types=ANYTHING | {"int8"})),
         **_all("AveragePool MaxPool", pooling),
@@ -184,7 +185,7 @@ def _tensorrt_10() -> dict[str, Operator]:
     floats, numbers, anything = (kind | BFLOAT for kind in (FLOATS, NUMBERS, ANYTHING))
     pooling = Operator(types=floats, attributes={"dilations": 1})
     return {
-        **_all(ARITHMETIC, Operator(types=numbers)),
+        **_all(f"{ARITHMETIC} {COMPARISONS}", Operator(types=numbers)),
         **_all(FLOAT_ONLY, Operator(types=floats)),
         # bytes pass through Cast alone
         **_all(MOVING, Operator(types=anything)),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from compress.data.prefetch import LabelledSplit, prefetched
 from compress.errors import CompressError, UserInputError
+from compress.models.outputs import logits_of
 from compress.progress import progress_bar
 
 __all__ = ["Accuracy", "evaluate_accuracy", "evaluation_mode"]
@@ -77,7 +78,8 @@ def evaluate_accuracy(
     """Count how many images of a split a network classifies rightly, in eval mode.
 
     Args:
-        model: gives logits (B, K); it is moved to `device` and keeps its training mode.
+        model: gives logits (B, K), alone or among other outputs; it is moved to `device` and keeps
+            its training mode.
         split: the images and their classes.
         normalize: from the images of the split to what the network reads.
         batch_size: images at a time.
@@ -98,7 +100,7 @@ def evaluate_accuracy(
     counts: list[Tensor] = []
     with evaluation_mode(model), torch.inference_mode(), _bar(len(chunks), progress) as bar:
         for indices, images in _loaded(split, chunks, workers):
-            logits = model(normalize(images.to(device)))
+            logits = logits_of(model(normalize(images.to(device))))
             counts.append(_count(logits.float(), split.labels[indices]))
             bar.update()
     return _accuracy(counts, images=sum(map(len, chunks)))

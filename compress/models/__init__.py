@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from compress.errors import UnsupportedModelError, UserInputError
 from compress.models.early_exit import GFNetDynn
 from compress.models.gfnet import GFNet
+from compress.models.gfnet_pyramid import GFNetPyramid
 from compress.models.mobilenet import MobileNetV2
 from compress.models.mobilenet_cifar import CifarMobileNetV2
 from compress.models.resnet import ResNet
@@ -17,7 +18,7 @@ from compress.models.vgg_variant import VGGVariant
 __all__ = ["ARCHITECTURES", "build", "infer"]
 
 # Adding an architecture: a module class with `arch`, `config` and `infer_config`, named here.
-FAMILIES = (VGG, VGGVariant, ResNet, MobileNetV2, CifarMobileNetV2, GFNet, GFNetDynn)
+FAMILIES = (VGG, VGGVariant, ResNet, MobileNetV2, CifarMobileNetV2, GFNet, GFNetPyramid, GFNetDynn)
 ARCHITECTURES: dict[str, Any] = {cls.arch: cls for cls in FAMILIES}
 
 

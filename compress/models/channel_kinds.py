@@ -1,8 +1,9 @@
 """The kinds of channels that a network can lose, and the form in which it loses them.
 
 A VGG has one kind, its channels, and BatchNorm scores them. A GFNet has two: "hidden", the hidden
-units of its MLPs, and "frequency", the frequencies of its filters. Published GFNets have no scales
-to score either by, so a network is brought into a form that has them, slimmed, and brought back.
+units of its MLPs, and "frequency", the frequencies of its filters; a GFNet-H has the first alone.
+Published GFNets have no scales to score either by, so a network is brought into a form that has
+them, slimmed, and brought back.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from torch import nn
 from compress.errors import UserInputError
 from compress.models.frequency_scale import with_frequency_scale, without_frequency_scale
 from compress.models.gfnet import GFNet
+from compress.models.gfnet_pyramid import GFNetPyramid
 from compress.models.global_filter import with_matrix_filters
 from compress.models.hidden_scale import with_hidden_scale, without_hidden_scale
 
@@ -30,6 +32,8 @@ GFNET_KINDS = ("hidden", "frequency")
 
 def channel_kinds(model: nn.Module) -> tuple[str, ...]:
     """Return the kinds of channels that a network has, the one that is meant by default first."""
+    if isinstance(model, GFNetPyramid):
+        return GFNET_KINDS[:1]
     return GFNET_KINDS if isinstance(model, GFNet) else ("channels",)
 
 
@@ -51,9 +55,9 @@ def resolve_kinds(model: nn.Module, asked: Sequence[str]) -> tuple[str, ...]:
 
 def trained_kinds(model: nn.Module) -> tuple[str, ...]:
     """Return the kinds of channels that the network has scales for."""
-    if not isinstance(model, GFNet):
+    if not isinstance(model, GFNet | GFNetPyramid):
         return channel_kinds(model)
-    return tuple(kind for kind in GFNET_KINDS if model.config[f"{kind}_scale"])
+    return tuple(kind for kind in channel_kinds(model) if model.config[f"{kind}_scale"])
 
 
 def with_scales(model: nn.Module, kinds: Sequence[str]) -> nn.Module:
@@ -62,12 +66,14 @@ def with_scales(model: nn.Module, kinds: Sequence[str]) -> nn.Module:
     Scales that are there stay as they are; those that lack are norms, taken out of the weights. The
     function of the network stays the same. A network that needs no change is returned itself.
     """
-    if not isinstance(model, GFNet):
+    if not isinstance(model, GFNet | GFNetPyramid):
         return model
     if "hidden" in kinds:
         model = with_hidden_scale(model, from_weights=True)
     else:
         model = without_hidden_scale(model)
+    if isinstance(model, GFNetPyramid):
+        return model
     if "frequency" in kinds:
         return with_frequency_scale(model, from_weights=True)
     return without_frequency_scale(model)

@@ -19,10 +19,10 @@ from compress.errors import UnsupportedModelError, UserInputError
 from compress.models.channels import ChannelGroup, TensorSlice
 from compress.models.frequencies import real_frequencies
 from compress.models.gfnet_block import Block, MeanTokens, PatchEmbed
-from compress.models.gfnet_config import check_config, check_frequencies, check_grid
+from compress.models.gfnet_config import check_config, check_frequencies, check_grid, check_image
 from compress.models.gfnet_layout import DISTIL_TOKENS, infer_gfnet_config, token_grid
 
-__all__ = ["GFNET_VARIANTS", "GFNet", "gfnet", "initialised"]
+__all__ = ["GFNET_VARIANTS", "GFNet", "gfnet", "hidden_group", "initialised"]
 
 # Width, depth, drop path of the published networks and of the early-exit logs.
 GFNET_VARIANTS: dict[str, dict[str, Any]] = {
@@ -144,13 +144,8 @@ class GFNet(nn.Module):
         Raises:
             UserInputError: the image is not of the size that the network is built for.
         """
-        height, width = self.config["image_size"]
-        if tuple(image.shape[-2:]) != (height, width):
-            raise UserInputError(
-                f"the image is {image.shape[-2]}x{image.shape[-1]}; this network is built for "
-                f"{height}x{width}, so resize the image, or the network with "
-                "compress.models.gfnet_resize.resized"
-            )
+        remedy = "resize the image, or the network with compress.models.gfnet_resize.resized"
+        check_image(image, self.config["image_size"], remedy)
         x = self.patch_embed(image)
         if self.config["distilled"]:
             extra = torch.cat((self.cls_token, self.dist_token), dim=1)
@@ -198,7 +193,7 @@ class GFNet(nn.Module):
             if self.config["frequency_scale"]:
                 groups.append(_frequency_group(f"blocks.{i}.filter"))
             if self.config["hidden_scale"]:
-                groups.append(_hidden_group(f"blocks.{i}.mlp"))
+                groups.append(hidden_group(f"blocks.{i}.mlp"))
         if not groups:
             raise UnsupportedModelError(
                 "this GFNet has no scale per hidden unit to rank them by; add it with "
@@ -296,7 +291,8 @@ def gfnet(variant: str, **config: Any) -> GFNet:
     return GFNet(**{**GFNET_VARIANTS[variant], **config})
 
 
-def _hidden_group(mlp: str) -> ChannelGroup:
+def hidden_group(mlp: str) -> ChannelGroup:
+    """Return the hidden units of an MLP with scales, by its name in the state_dict."""
     rows = [f"{mlp}.{name}" for name in ("fc1.weight", "fc1.bias", "scale")]
     return ChannelGroup(
         name=mlp,

@@ -69,8 +69,12 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens (B, N, D)."""
-        branch = self.mlp(self.norm2(self.filter(self.norm1(x))))
+        branch = self.branch(x)
         if self.training and self.drop_path > 0:
             keep = 1 - self.drop_path
             branch = branch * x.new_empty(len(x), 1, 1).bernoulli_(keep) / keep
         return x + branch
+
+    def branch(self, x: Tensor) -> Tensor:
+        """Return what is added to the tokens (B, N, D)."""
+        return self.mlp(self.norm2(self.filter(self.norm1(x))))

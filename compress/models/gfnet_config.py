@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from compress.errors import UserInputError
 from compress.models.frequencies import real_frequencies
 
-__all__ = ["check_config", "check_frequencies", "check_grid"]
+__all__ = ["check_config", "check_frequencies", "check_grid", "check_image"]
 
 MAX_SIZE = 1 << 16
 
@@ -44,6 +46,22 @@ def check_grid(grid: Sequence[int], tokens: int) -> None:
         raise UserInputError(
             f"the grid is {list(grid)}, but there are {tokens} tokens; expected rows and columns "
             f"whose product is {tokens}"
+        )
+
+
+def check_image(image: Tensor, size: Sequence[int], remedy: str) -> None:
+    """Raise UserInputError unless images (B, C, H, W) are of the size that a network is built for.
+
+    Args:
+        image: the images.
+        size: height and width in pixels.
+        remedy: what to do, behind "so".
+    """
+    height, width = size
+    if tuple(image.shape[-2:]) != (height, width):
+        raise UserInputError(
+            f"the image is {image.shape[-2]}x{image.shape[-1]}; this network is built for "
+            f"{height}x{width}, so {remedy}"
         )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from compress.errors import UnsupportedModelError
 
-__all__ = ["DISTIL_TOKENS", "infer_gfnet_config", "numbered", "token_grid"]
+__all__ = ["DISTIL_TOKENS", "infer_gfnet_config", "numbered", "shape_of", "token_grid"]
 
 DISTIL_TOKENS = 2  # class and distillation
 
@@ -44,7 +44,7 @@ def infer_gfnet_config(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
     if depth == 0 or "patch_embed.proj.weight" not in state:
         return None
     _check_whole_filters(state, depth)
-    width, in_channels, patch_size, _ = _shape(state, "patch_embed.proj.weight", 4)
+    width, in_channels, patch_size, _ = shape_of(state, "patch_embed.proj.weight", 4)
     distilled = "cls_token" in state
     image_size, grid = _infer_sizes(state, patch_size, distilled)
     return {
@@ -52,8 +52,8 @@ def infer_gfnet_config(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
         "patch_size": patch_size,
         "in_channels": in_channels,
         "width": width,
-        "hidden": [_shape(state, f"blocks.{i}.mlp.fc1.weight", 2)[0] for i in range(depth)],
-        "num_classes": _shape(state, "head.weight", 2)[0],
+        "hidden": [shape_of(state, f"blocks.{i}.mlp.fc1.weight", 2)[0] for i in range(depth)],
+        "num_classes": shape_of(state, "head.weight", 2)[0],
         "distilled": distilled,
         "grid": grid,
         "hidden_scale": "blocks.0.mlp.scale" in state,
@@ -80,8 +80,8 @@ def _infer_sizes(
     state: Mapping[str, Tensor], patch_size: int, distilled: bool
 ) -> tuple[list[int], list[int]]:
     """The grid is rows of the filter times what is left; it is the image's unless distilled."""
-    tokens = _shape(state, "pos_embed", 3)[1]
-    rows, half, *_ = _shape(state, "blocks.0.filter.complex_weight", 4)
+    tokens = shape_of(state, "pos_embed", 3)[1]
+    rows, half, *_ = shape_of(state, "blocks.0.filter.complex_weight", 4)
     columns = tokens // rows if rows else 0
     if rows * columns != tokens or columns // 2 + 1 != half:
         raise UnsupportedModelError(
@@ -112,7 +112,12 @@ def _square(tokens: int) -> tuple[int, int]:
     return side, side
 
 
-def _shape(state: Mapping[str, Tensor], name: str, dims: int) -> tuple[int, ...]:
+def shape_of(state: Mapping[str, Tensor], name: str, dims: int) -> tuple[int, ...]:
+    """Return the shape of a tensor of a GFNet.
+
+    Raises:
+        UnsupportedModelError: it is missing, or has another number of dimensions.
+    """
     shape = tuple(state[name].shape) if name in state else ()
     if len(shape) != dims:
         raise UnsupportedModelError(

@@ -199,16 +199,25 @@ def filter_as_matrices(
     return MatrixFilter(forward_dft, inverse_dft, weight).train(source.training)
 
 
-def with_matrix_filters(model: nn.Module) -> nn.Module:
+def with_matrix_filters(model: nn.Module, *, largest: int | None = None) -> nn.Module:
     """Return a copy of a network whose global filters are matrix products.
 
     Filters with the same grid and frequencies share their matrices.
+
+    Args:
+        model: left as it is.
+        largest: whole filters whose matrices have more entries each stay as they are; None is none.
     """
-    kinds = {_matrices_of(m) for m in model.modules() if isinstance(m, GlobalFilter)}
+    chosen = [
+        module
+        for module in model.modules()
+        if isinstance(module, GlobalFilter) and not _is_larger(module, largest)
+    ]
+    kinds = {_matrices_of(module) for module in chosen}
     shared = {kind: dft_matrices(*kind) for kind in kinds}
     twin = copy.deepcopy(model)
     for name, module in list(twin.named_modules()):
-        if isinstance(module, GlobalFilter):
+        if isinstance(module, GlobalFilter) and _matrices_of(module) in shared:
             parent, _, child = name.rpartition(".")
             lowered = filter_as_matrices(module, shared[_matrices_of(module)])
             setattr(twin.get_submodule(parent), child, lowered)
@@ -236,6 +245,12 @@ def resample_filter(weight: Tensor, old: Grid, new: Grid, *, how: str = "bicubic
 
 def _matrices_of(module: GlobalFilter) -> tuple[Grid, tuple[int, ...] | None]:
     return module.grid, module.frequencies
+
+
+def _is_larger(module: GlobalFilter, largest: int | None) -> bool:
+    rows, columns = module.grid
+    entries = rows * columns * rows * (columns // 2 + 1)
+    return largest is not None and module.frequencies is None and entries > largest
 
 
 def _matrix_macs(tokens: int, frequencies: int, width: int) -> int:

@@ -1,4 +1,4 @@
-"""Add a learnable scale per MLP hidden unit to a GFNet, and fold it away again.
+"""Add a learnable scale per MLP hidden unit to a GFNet or GFNet-H, and fold it away again.
 
 The scale is to a hidden unit what BatchNorm's γ is to a channel (arXiv 1708.06519): an L1 penalty
 drives it to zero where the unit is not needed, and slimming removes the unit. Both directions keep
@@ -8,13 +8,16 @@ the function of the network exactly (to float rounding).
 from typing import TypeVar
 
 import torch
+from torch import nn
 
 from compress.models.gfnet import GFNet
+from compress.models.gfnet_block import Mlp
+from compress.models.gfnet_pyramid import GFNetPyramid
 from compress.models.rebuild import rebuilt
 
 __all__ = ["with_hidden_scale", "without_hidden_scale"]
 
-Network = TypeVar("Network", bound=GFNet)
+Network = TypeVar("Network", bound=GFNet | GFNetPyramid)
 
 
 @torch.no_grad()
@@ -50,5 +53,5 @@ def without_hidden_scale(model: Network) -> Network:
     return rebuilt(model, state, hidden_scale=False)
 
 
-def _mlps(model: GFNet) -> list[str]:
-    return [f"blocks.{i}.mlp" for i in range(len(model.blocks))]
+def _mlps(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, Mlp)]

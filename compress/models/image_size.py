@@ -29,8 +29,13 @@ def published_size(model: nn.Module) -> tuple[int, int] | None:
     return (side, side) if isinstance(side, int) else None
 
 
-def for_image_size(model: nn.Module, size: tuple[int, int]) -> nn.Module:
+def for_image_size(model: nn.Module, size: tuple[int, int], *, resample: bool = True) -> nn.Module:
     """Return the network for images of another size; one that takes any size is returned itself.
+
+    Args:
+        model: left as it is.
+        size: height and width, pixels.
+        resample: carry a GFNet over to other patches.
 
     Raises:
         UserInputError: the network is built for one size, and cannot be carried over to this one.
@@ -39,15 +44,16 @@ def for_image_size(model: nn.Module, size: tuple[int, int]) -> nn.Module:
     own = built_for(model)
     if own is None or own == size:
         return model
-    if not isinstance(model, GFNet):
-        raise UserInputError(
-            f"{type(model).__name__} is built for images of {own[0]}x{own[1]}, not "
-            f"{size[0]}x{size[1]}; leave the option out, or train it for that size"
-        )
-    patch = model.config["patch_size"]
-    if [side // patch for side in size] == [side // patch for side in own]:
-        return rebuilt(model, model.state_dict(), image_size=list(size))  # the same patches
-    return resized(model, list(size))
+    if isinstance(model, GFNet):
+        patch = model.config["patch_size"]
+        if [side // patch for side in size] == [side // patch for side in own]:
+            return rebuilt(model, model.state_dict(), image_size=list(size))  # the same patches
+        if resample:
+            return resized(model, list(size))
+    raise UserInputError(
+        f"the network is built for {own[0]}x{own[1]}, not for images of {size[0]}x{size[1]}; leave "
+        "the option out, or fine-tune it for that size first"
+    )
 
 
 def unusual_size(model: nn.Module) -> str | None:

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from compress.models.gfnet import GFNet
+from compress.models.gfnet_pyramid import GFNetPyramid
 
 __all__ = ["at_own_widths", "rebuilt"]
 
-Network = TypeVar("Network", bound=GFNet)
+Network = TypeVar("Network", bound=GFNet | GFNetPyramid)
 
 
 @runtime_checkable
@@ -36,7 +37,7 @@ def rebuilt(model: Network, state: Mapping[str, Tensor], **changes: Any) -> Netw
     with torch.device("meta"):
         twin = type(model)(**{**model.config, **changes})
     twin.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
-    return twin.train(model.training)
+    return twin.train(model.training)  # type: ignore[return-value]
 
 
 def at_own_widths(network: nn.Module) -> nn.Module:

@@ -46,20 +46,22 @@ def recipe_data(recipe: Recipe) -> ImageData:
 def began_with(step: Step, recipe: Recipe) -> Opened | None:
     """Open the trained network that a chain begins with; None where it trains a new one."""
     if step.kind == "start":
-        return _open(step.options.checkpoint, step.options.model, recipe, retrain=False)
+        return _open(step.options.checkpoint, step.options.model, recipe, new_size=False)
     if step.kind == "train" and step.options.start is not None:
-        return _open(step.options.start, step.options.start_model, recipe, retrain=True)
+        return _open(step.options.start, step.options.start_model, recipe, new_size=True)
     return None
 
 
-def _open(file: str, factory: str | None, recipe: Recipe, *, retrain: bool) -> Opened:
-    opening = Opening(factory=factory, image_size=recipe.image_size, retrain=retrain)
+def _open(file: str, factory: str | None, recipe: Recipe, *, new_size: bool) -> Opened:
+    opening = Opening(
+        factory=factory, image_size=recipe.image_size, resample=new_size, override=new_size
+    )
     return open_checkpoint(Path(file).expanduser(), opening)
 
 
 def opened_start(options: dict[str, Any], recipe: Recipe) -> Opened:
     """Open what a task "start" begins with."""
-    return _open(options["checkpoint"], options["model"], recipe, retrain=False)
+    return _open(options["checkpoint"], options["model"], recipe, new_size=False)
 
 
 def pretrained(options: dict[str, Any], recipe: Recipe, *, classes: int) -> nn.Module:
@@ -68,7 +70,7 @@ def pretrained(options: dict[str, Any], recipe: Recipe, *, classes: int) -> nn.M
     Raises:
         UserInputError: the file holds another network than `model` says.
     """
-    network = _open(options["start"], options["start_model"], recipe, retrain=True)
+    network = _open(options["start"], options["start_model"], recipe, new_size=True)
     wanted = (options["model"] or {}).get("arch")
     if wanted not in (None, network.display_name, network.checkpoint.arch):
         raise UserInputError(

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress.models.gfnet import GFNet
+from compress.models.outputs import logits_of
 from compress.training.batches import Batch
 from compress.training.distillation_config import DistillationConfig
 from compress.training.objectives import Objective, bare
@@ -85,7 +86,7 @@ def student_logits(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """
     inner = bare(model)
     if not (isinstance(inner, GFNet) and inner.config["distilled"]):
-        logits = model(images)
+        logits = logits_of(model(images))
         return logits, logits
     # DistributedDataParallel exchanges gradients only of what ran through its own forward, and that
     # returns the mean of both heads; so the heads are listened to instead of being called.

@@ -78,7 +78,7 @@ class FinetuneJob:
     preset: str | None = None
     augment: tuple[str, ...] | None = None
     output: Path | None = None
-    opening: Opening = field(default_factory=lambda: Opening(retrain=True))
+    opening: Opening = field(default_factory=lambda: Opening(resample=True, override=True))
     new_head: bool = False
     teacher: Path | None = None
     teacher_factory: str | None = None
@@ -179,7 +179,7 @@ def augmentation(names: Sequence[str], image_size: int) -> AugmentConfig:
 def _open_start(job: FinetuneJob) -> Opened | None:
     if job.checkpoint is None:
         return None
-    return open_checkpoint(job.checkpoint, replace(job.opening, retrain=True))
+    return open_checkpoint(job.checkpoint, replace(job.opening, resample=True, override=True))
 
 
 def _open_teacher(job: FinetuneJob) -> Opened | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from compress.errors import UserInputError
+from compress.models.outputs import logits_of
 from compress.slimming.scales import channel_scales
 from compress.training.batches import Batch
 from compress.training.config import TrainingConfig
@@ -38,7 +39,7 @@ def cross_entropy(*, label_smoothing: float = 0.0) -> Objective:
     """Cross entropy of the logits against the soft targets, averaged over the batch."""
 
     def objective(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        logits = model(batch.images)  # (B, K)
+        logits = logits_of(model(batch.images))  # (B, K)
         return {"loss": F.cross_entropy(logits, batch.targets, label_smoothing=label_smoothing)}
 
     return objective

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from compress.data.image_data import ImageData, Preprocessing
 from compress.errors import UserInputError
 from compress.measure.accuracy import Accuracy, evaluate_accuracy
+from compress.models.outputs import logits_of
 from compress.opened import Opened
 
 __all__ = ["Teacher", "teacher_from"]
@@ -55,7 +56,7 @@ class Teacher:
         if first.device != images.device:
             self.model.to(images.device)
         with torch.inference_mode():
-            logits = self.model(self.view(images))
+            logits = logits_of(self.model(self.view(images)))
         # Autograd refuses to save what was made in inference mode; a copy made outside is its own.
         return logits.clone().float()
 

@@ -372,9 +372,10 @@ def test_a_network_that_is_not_square_is_slimmed(tmp_path, capsys):
     code, out, err = run(capsys, "--ratio", 0.5, path, "--json", *SMALL)
     assert code == 0, err
     assert json.loads(out)["settings"]["image_size"] == [12, 20]
-    code, _, err = run(capsys, "--ratio", 0.5, path, "--data", "digits", "--force", *SMALL)
-    assert code == 3
-    assert "leave --data out" in err
+    given = ["--data", "digits", "--images", 8, "--force"]
+    code, out, err = run(capsys, "--ratio", 0.5, path, *given, "--json", *SMALL)
+    assert code == 0, err
+    assert json.loads(out)["made_by"]
 
 
 @pytest.mark.parametrize(
