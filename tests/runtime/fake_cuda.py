@@ -119,6 +119,15 @@ class FakeDevice:
         self.fault(f"{why} uses {size} bytes at {pointer:#x}, which are not the device's")
         return None
 
+    def pinned_at(self, address, size, why):
+        """Return pinned host memory as an array; None, with a fault, where there is none."""
+        for block in self.blocks.values():
+            offset = address - (block.address or address + 1)
+            if 0 <= offset <= block.size - size:
+                return block.data[offset:][:size]
+        self.fault(f"{why} {address:#x}, which is not pinned host memory")
+        return None
+
     def enqueue(self, stream, operation):
         """Put an operation into a stream, or into the graph that records it."""
         if stream in self.recording:
@@ -326,14 +335,8 @@ class CopyIn:
         self.device, self.to, self.address, self.size = device, to, address, size
 
     def announce(self):
-        self.source = None
-        for block in self.device.blocks.values():
-            offset = self.address - (block.address or self.address + 1)
-            if 0 <= offset <= block.size - self.size:
-                self.source = block.data[offset:][: self.size]
-        if self.source is None:
-            self.device.fault(f"a copy from {self.address:#x}, which is not pinned host memory")
-        else:
+        self.source = self.device.pinned_at(self.address, self.size, "a copy from")
+        if self.source is not None:
             self.seen = self.source.tobytes()
 
     def execute(self):
@@ -353,14 +356,8 @@ class CopyOut:
         self.device, self.address, self.source, self.size = device, address, source, size
 
     def announce(self):
-        self.target = None
-        for block in self.device.blocks.values():
-            offset = self.address - (block.address or self.address + 1)
-            if 0 <= offset <= block.size - self.size:
-                self.target = block.data[offset:][: self.size]
-        if self.target is None:
-            self.device.fault(f"a copy to {self.address:#x}, which is not pinned host memory")
-        else:
+        self.target = self.device.pinned_at(self.address, self.size, "a copy to")
+        if self.target is not None:
             self.target[:] = 0xFF
 
     def execute(self):
