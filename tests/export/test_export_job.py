@@ -17,6 +17,7 @@ from compress.export.source import newest_checkpoint
 from compress.models.early_exit import GFNetDynn
 from compress.models.gfnet import GFNet
 from compress.models.vgg import VGG
+from compress.opened import Opening
 from compress.runtime.dispatcher import Dispatcher
 from compress.runtime.manifest import MANIFEST, read_manifest
 
@@ -186,7 +187,7 @@ def test_a_network_without_exits_becomes_one_segment(tmp_path, caplog):
     job = ExportJob(
         checkpoint=tmp_path / "vgg.pth",
         output=tmp_path / "vgg.bundle",
-        image_size=16,
+        opening=Opening(image_size=16),
         target="onnxruntime",
         progress=False,
     )
@@ -271,7 +272,10 @@ def test_int8_needs_images(tmp_path):
     model = VGG(widths=[[8]], num_classes=3, hidden=[], pooled=1)
     save(model, tmp_path / "vgg.pth")
     job = ExportJob(
-        checkpoint=tmp_path / "vgg.pth", output=tmp_path / "b", precision="int8", image_size=16
+        checkpoint=tmp_path / "vgg.pth",
+        output=tmp_path / "b",
+        precision="int8",
+        opening=Opening(image_size=16),
     )
     with pytest.raises(UserInputError, match="expected --data SPEC"):
         export_checkpoint(job)

@@ -71,7 +71,7 @@ def test_what_a_step_uses_is_followed_through_the_imports_and_no_further():
         for kind, work in WORK.items()
     }
     assert {"compress.training.loop", "compress.models.vgg"} <= modules["train"]
-    assert {"compress.slimming.traced_surgery", "compress.checkpoint"} <= modules["slim"]
+    assert {"compress.slimming.traced_surgery", "compress.checkpoint.reading"} <= modules["slim"]
     assert "compress.training.loop" not in modules["slim"]
     assert not any(name.startswith("compress.report") for name in modules["train"])
     assert "compress.report.page" in modules["report"]
