@@ -66,6 +66,12 @@ class SlimSource:
         return self.images[:1]
 
     @property
+    def preprocessing(self) -> dict[str, Any] | None:
+        """How pictures are prepared, as JSON values; None where the images are noise."""
+        told = self.opened.preprocessing if self.data is None else self.data.preprocessing
+        return None if told is None else told.to_dict()
+
+    @property
     def image_size(self) -> int | list[int]:
         """Side of the images, or height and width where they differ."""
         height, width = self.images.shape[-2:]
