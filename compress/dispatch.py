@@ -79,6 +79,9 @@ def _work(options: argparse.Namespace) -> None:
         largest = dispatcher.backend.max_batch
         if options.batch > largest:
             raise UserInputError(f"--batch is {options.batch}; the bundle takes at most {largest}")
+        prepared = dispatcher.manifest.preprocessing
+        if prepared is not None and not options.quiet:
+            print(f"images: {prepared.describe()}", file=sys.stderr)
         tally = _classify(dispatcher, files, options)
     summary = {"backend": dispatcher.backend.name, **tally.to_dict()}
     print(json.dumps({"summary": summary}) if options.json else tally.to_text(), flush=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.cli import HelpFormatter, add_common_options, parse_numbers, print_json, run_door
+from compress.door_options import DATA
 from compress.errors import CompressError, UserInputError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     add("recipe", help="YAML file, or the name of a shipped recipe")
     add("-o", "--output", type=Path, help="folder of the run (runs/<name of the recipe>)")
     _add_overrides(parser)
-    add("--data", metavar="SPEC", help="take other data: digits, cifar10:DIR or folder:DIR")
+    add("--data", metavar="SPEC", help=f"take other data: {DATA}")
     add("--dry-run", action="store_true", help="check everything, print the plan, run nothing")
     again = parser.add_mutually_exclusive_group()
     words = "go on with a run that is there, which is also the default; an error where none is"

@@ -57,17 +57,15 @@ def test_no_later_command_needs_what_adopt_was_told(foreign, tmp_path, capsys):
     assert slimmed["preprocessing"] == meta["preprocessing"]
 
 
-def test_accuracy_is_told_before_writing_and_chance_is_named(foreign, tmp_path, capsys):
+def test_accuracy_is_told_before_writing_and_chance_is_named(foreign, tmp_path, capsys, caplog):
     content = torch.load(foreign)
     content["state_dict"]["module.classifier.3.weight"].zero_()  # says the same of every image
     torch.save(content, foreign)
-    size = ["--image-size", 16]
-    code, out, err = adopt(
-        capsys, foreign, *HALF, *size, "--data", "digits", "-o", tmp_path / "o.pth"
-    )
+    told = [*HALF, "--image-size", 16, "--data", "digits", "-o", tmp_path / "o.pth"]
+    code, out, _ = adopt(capsys, foreign, *told)
     assert code == 0
     assert "validation images of digits" in out
-    warnings = [line for line in err.splitlines() if line.startswith("warning: ")]
+    warnings = [line for line in caplog.messages if line.startswith("warning: ")]
     assert len(warnings) == 1
     assert "near chance for 10 classes" in warnings[0]
     assert read_checkpoint(tmp_path / "o.pth").meta["classes"] == [str(n) for n in range(10)]

@@ -83,9 +83,13 @@ def test_text_has_the_lines_of_the_logs(capsys, folder):
         pytest.param(
             ["dynn.pth", "odd.bundle", "--threshold", "1"], "odd.bundle of 2x4", id="bundle"
         ),
-        pytest.param(["odd.bundle"], "expected square RGB ones", id="odd bundle"),
+        pytest.param(["odd.bundle"], "has 3 classes, but the data digits have 10", id="odd bundle"),
         pytest.param(["."], "manifest", id="a folder that is no bundle"),
-        pytest.param(["vgg.pth", "--power-trace", "none.jsonl"], "does not exist", id="trace"),
+        pytest.param(
+            ["vgg.pth", "--image-size", "16", "--power-trace", "none.jsonl"],
+            "does not exist",
+            id="trace",
+        ),
         pytest.param(
             ["vgg.pth", "--image-size", "16", "--save-profile", "p.json"],
             "0 networks",
@@ -102,7 +106,7 @@ def test_wrong_input_is_one_sentence(capsys, folder, monkeypatch, arguments, mes
 
 
 def test_unknown_data(capsys, folder):
-    arguments = [str(folder / "vgg.pth"), "--data", "imagenet", "-q"]
+    arguments = [str(folder / "vgg.pth"), "--image-size", "16", "--data", "imagenet", "-q"]
     assert benchmark.main(arguments) == 3
     assert "data is 'imagenet'; expected one of digits" in capsys.readouterr().err
 

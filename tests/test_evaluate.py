@@ -141,7 +141,7 @@ def test_a_foreign_checkpoint_needs_the_positions_of_its_heads(network, tmp_path
         (["--threshold", "0.5,0.6"], "2 thresholds for 3 exits"),
         (["--sweep", "0.9:0.1:0.1"], "--sweep is"),
         (["--split", "dev"], "--split is 'dev'"),
-        (["--image-size", "18"], "18x18 is not divisible by the patch size 4"),
+        (["--image-size", "26"], "26x26 is not divisible by the patch size 4"),
         (["--exits", "1,0", "--threshold", "0.5"], "out of order"),
         (["--exits", "1"], "--exits was given, but no threshold"),
         (["--head-positions", "0,1"], "records 0,1,2"),

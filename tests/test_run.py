@@ -141,9 +141,9 @@ def test_every_shipped_recipe_validates_by_name(capsys):
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["--dry-run", "--data", "folder:none"], "data folder none does not exist"),
-        (["--data", "cifar10:none"], "data folder none does not exist"),
-        (["--data", "mnist:here"], "expected one of digits, cifar10:DIR, folder:DIR"),
+        (["--dry-run", "--data", "folder:none"], "does not exist or is no folder"),
+        (["--data", "cifar10:none"], "does not exist or is no folder"),
+        (["--data", "mnist:here"], "expected one of digits, cifar10:DIR, cifar100:DIR"),
         (["--resume"], "runs/small holds no run"),
         (["--jobs", "0"], "--jobs is 0; expected at least 1"),
         (["--seeds", "0,x"], "--seeds is '0,x'"),

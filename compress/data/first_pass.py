@@ -4,6 +4,7 @@ The files are divided into runs, and every process takes the next run when it is
 A few small files are decoded right here, which takes less time than starting a process.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -178,10 +179,12 @@ def _worker(task: Task) -> Iterator[Callable[[Run], list[Decoded]]]:
             writer.flush()
 
         try:
-            _send(task)
+            with contextlib.suppress(OSError):  # a process that is gone is told of at the first run
+                _send(task)
             yield ask
         finally:
-            writer.close()
+            with contextlib.suppress(OSError):
+                writer.close()
 
 
 def _decoded(values: dict[str, object]) -> Decoded:

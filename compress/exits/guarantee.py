@@ -60,6 +60,7 @@ __all__ = [
 PURPOSE = "exact binomial tests"
 MOST_CANDIDATES = 100
 HOPELESS = 2.0  # times the risk: what loses so much on one half is not tried on the other
+NEAR = 32  # numbers of losses below one that do, which are tried too
 MOST_LOSSES = 1 << 40
 SMALLEST_RISK = 1e-6  # three million images without one that loses
 CALIBRATION = "calibration"
@@ -196,7 +197,15 @@ def images_needed(risk: float, confidence: float, loss: float = 0.0) -> int | No
             holds = middle
         else:
             fails = middle
+    # The images that so many losses need grow in steps, so near the crossing fewer may do as well.
+    while (fewer := _fewer_that_do(holds, risk, confidence, loss)) is not None:
+        holds = fewer
     return _least_images(holds, risk, confidence)
+
+
+def _fewer_that_do(holds: int, risk: float, confidence: float, loss: float) -> int | None:
+    window = range(max(0, holds - NEAR), holds)
+    return next((k for k in window if _allows(k, risk, confidence, loss)), None)
 
 
 def _allows(losses: int, risk: float, confidence: float, loss: float) -> bool:

@@ -150,7 +150,12 @@ def _slim_one(
             counts_matrices=counts_matrices(source.plain, source.kinds),
             target=target,
             source={"path": str(job.checkpoint), "sha256": source.checkpoint.sha256},
-            settings={"image_size": source.image_size, "device": job.device, "seed": job.seed},
+            settings={
+                "image_size": source.image_size,
+                "preprocessing": source.preprocessing,
+                "device": job.device,
+                "seed": job.seed,
+            },
             output=str(_output(job, ratio)) if job.write else None,
         )
         if job.write:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Statistics", "blend_", "norms", "reestimate_", "statistics"]
+__all__ = ["Moments", "Statistics", "blend_", "norms", "reestimate_", "statistics"]
 
 Norm = nn.modules.batchnorm._BatchNorm
 

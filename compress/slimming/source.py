@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -64,6 +65,12 @@ class SlimSource:
     def example(self) -> Tensor:
         """One image, (1, C, H, W)."""
         return self.images[:1]
+
+    @property
+    def preprocessing(self) -> dict[str, Any] | None:
+        """How pictures are prepared, as JSON values; None where the images are noise."""
+        told = self.opened.preprocessing if self.data is None else self.data.preprocessing
+        return None if told is None else told.to_dict()
 
     @property
     def image_size(self) -> int | list[int]:

@@ -278,5 +278,10 @@ def _report(
         metrics=metrics,
         source=source,
         data={"name": data.name, "sha256": data.sha256},
-        settings={**job.config.to_dict(), "data": job.data, "largest_drop": job.largest_drop},
+        settings={
+            **job.config.to_dict(),
+            "data": job.data,
+            "preprocessing": data.preprocessing.to_dict(),
+            "largest_drop": job.largest_drop,
+        },
     )

@@ -154,7 +154,7 @@ def finetune_checkpoint(job: FinetuneJob) -> FinetuneReport | None:
         histogram=histogram,
         source=_source(job, start),
         distillation=_distillation_report(job, teacher, data) if teacher else None,
-        settings=_settings(job, augment),
+        settings=_settings(job, augment, data),
     )
     write_json(job.folder / "report.json", report.to_dict())
     return report
@@ -248,10 +248,11 @@ def _source(job: FinetuneJob, start: Checkpoint | None) -> dict[str, Any]:
     return {"path": str(job.checkpoint), "sha256": start.sha256}
 
 
-def _settings(job: FinetuneJob, augment: Augment | None) -> dict[str, Any]:
+def _settings(job: FinetuneJob, augment: Augment | None, data: ImageData) -> dict[str, Any]:
     return {
         **job.config.to_dict(),
         "data": job.data,
+        "preprocessing": data.preprocessing.to_dict(),
         "preset": job.preset,
         "augment": None if augment is None else asdict(augment.config),
         "image_size": job.opening.size,

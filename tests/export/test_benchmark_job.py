@@ -28,6 +28,7 @@ from compress.measure.op_profile import Operation, OpProfile
 from compress.measure.prediction import predict
 from compress.models.early_exit import GFNetDynn
 from compress.models.vgg import VGG
+from compress.opened import Opening
 from compress.runtime.power.jetson import find_jetson
 from compress.runtime.power.sampling import PowerSource, Sample
 from compress.runtime.power.trace import Phase, Trace, write_trace
@@ -387,7 +388,7 @@ def test_networks_that_differ(two, change, message):
 @pytest.mark.parametrize("shape", [(1, 16, 16), (3, 16, 24)])
 def test_images_that_no_data_give(stage, shape):
     stage.add("odd", image_shape=shape)
-    with pytest.raises(UserInputError, match="expected square RGB ones"):
+    with pytest.raises(UserInputError, match="but the data ten give 3x16x16; load"):
         stage.run()
 
 
@@ -396,7 +397,7 @@ def test_data_of_other_classes_or_size(stage):
     with pytest.raises(UserInputError, match="10 classes, but the data ten have 3"):
         stage.run(data=pictures(stage.clock, classes=3))
     stage.fakes["one"].image_shape = (3, 8, 8)
-    with pytest.raises(UserInputError, match="takes images of 8x8, but the data ten were loaded"):
+    with pytest.raises(UserInputError, match="takes images of 8x8, but the data ten give 3x16x16"):
         stage.run()
 
 
@@ -594,7 +595,7 @@ def test_a_network_without_exits_ignores_thresholds(tmp_path, digits):
     path = tmp_path / "vgg.pth"
     save(VGG(widths=[[8], [8]], hidden=[16], pooled=1, num_classes=10), path)
     spec = SubjectSpec(path=path, thresholds=0.8)
-    report = benchmark(small_job(spec, image_size=SIDE))
+    report = benchmark(small_job(spec, opening=Opening(image_size=SIDE)))
     assert report.results["vgg.pth"].leaving == (20,)
     assert report.results["vgg.pth"].about["thresholds"] == []
 
@@ -629,7 +630,9 @@ def test_memory_of_a_network_is_at_least_that_of_its_weights(tmp_path):
     save(model, tmp_path / "vgg.pth")
     weights_mib = sum(p.numel() * 4 for p in model.parameters()) / (1 << 20)
     spec = SubjectSpec(path=tmp_path / "vgg.pth")
-    found = peak_memory(spec, OpenOptions(threads=1, image_size=8), torch.zeros(2, 3, 8, 8))
+    found = peak_memory(
+        spec, OpenOptions(threads=1, opening=Opening(image_size=8)), torch.zeros(2, 3, 8, 8)
+    )
     assert found.net_mib >= 0.9 * weights_mib
     assert found.to_dict()["net"] == found.net_mib
 

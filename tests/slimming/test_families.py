@@ -6,6 +6,7 @@ from torch import nn
 
 import compress
 from compress.models import build, infer
+from compress.opened import Opening
 from compress.slimming.job import SlimJob, slim_checkpoint
 from compress.slimming.slim import SlimOptions, slim_model
 from tests.models.foreign_networks import (
@@ -101,7 +102,9 @@ def test_stages_that_are_padded_stay_whole_and_say_so():
 def test_such_a_checkpoint_is_slimmed_without_a_factory(tmp_path):
     state = {f"module.{k}": v for k, v in trained_like(CifarOptionA()).state_dict().items()}
     torch.save({"state_dict": state, "best_prec1": 90.0}, tmp_path / "net.th")
-    job = SlimJob(checkpoint=tmp_path / "net.th", ratios=(0.5,), image_size=32, latency=False)
+    job = SlimJob(
+        checkpoint=tmp_path / "net.th", ratios=(0.5,), opening=Opening(image_size=32), latency=False
+    )
     (report,) = slim_checkpoint(job)
     assert report.result.selection.true_pruned_ratio > 0
     assert compress.load(report.output).config == report.result.model.config

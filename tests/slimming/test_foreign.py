@@ -8,8 +8,9 @@ from torch import nn
 
 from compress.errors import UnsupportedModelError, UserInputError
 from compress.models.outputs import float_outputs
+from compress.slimming.output_error import relative_error
 from compress.slimming.selection import select_channels
-from compress.slimming.slim import SlimOptions, relative_error, slim_model
+from compress.slimming.slim import SlimOptions, slim_model
 from compress.slimming.traced import TracedNetwork
 from tests.foreign_networks import NETWORKS, BatchNormAct2d, Classifier, Detector, conv_act
 from tests.networks import IMAGE, trained_like

@@ -56,7 +56,7 @@ def exit_metrics_of(model: GFNetDynn, data: Any, split: str = "validation") -> d
 
 def test_what_a_run_writes(tmp_path: Path) -> None:
     model, data = tiny_dynn(), exit_data()
-    result = train(model, tmp_path, data=data, costs=(1.0, 2.0, 3.0), save_meta={"source": "x"})
+    result = train(model, tmp_path, data=data, costs=(1.0, 2.0, 3.0), save_meta={"origin": "x"})
     lines = records(tmp_path)
     assert lines == list(result.main.history)
     named = {"train_classifier_loss", "train_gate_loss", "exit_2_acc1", "exit_0_rate", "macs_share"}
@@ -70,8 +70,10 @@ def test_what_a_run_writes(tmp_path: Path) -> None:
     assert meta["early_exit"]["costs"]["values"] == [1.0, 2.0, 3.0]
     assert meta["early_exit"]["cost_lambda"] == 0.5
     assert meta["data"] == {"name": "fake", "sha256": data.sha256}
-    assert meta["metrics"] == result.metrics
-    assert meta["source"] == "x"
+    # Times stand in metrics.jsonl alone, so that equal runs give equal checkpoints.
+    timeless = {k: v for k, v in result.metrics.items() if k not in ("time_s", "images_per_s")}
+    assert meta["metrics"] == timeless
+    assert meta["origin"] == "x"
     assert "torch" in meta["training"]["versions"]
     # The figures are those of the network through its backbone, up to float16.
     again = exit_metrics_of(model, data)

@@ -98,8 +98,8 @@ def test_a_vgg_takes_another_size_as_it_is() -> None:
 
 
 def test_a_size_that_the_patches_do_not_divide() -> None:
-    with pytest.raises(UserInputError, match="18x18 is not divisible by the patch size 4"):
-        transferred(networks()["gfnet"], image_size=(18, 18))
+    with pytest.raises(UserInputError, match="26x26 is not divisible by the patch size 4"):
+        transferred(networks()["gfnet"], image_size=(26, 26))
 
 
 def test_the_head_of_a_network_that_is_not_ours() -> None:
