@@ -198,7 +198,8 @@ def _staged_cost(demand: Demand, sizes: tuple[int, ...]) -> float:
         groups = 1 if i == 0 else carried // prod(sizes[i:])
         later = n // prod(sizes[: i + 1])
         total += s * _product_cost(groups, given, taken, later)
-    bins = ceil((demand.given if not demand.real_out else demand.taken) / settled)
+    read = demand.taken if demand.real_out else demand.given
+    bins = ceil((read - (half and 2 * read == n + 2)) / settled)
     total += _last_cost(settled, s, 2 * sizes[-1], 2 * bins)
     moved = s * (2 * n + 2 * bins * settled * 2)
     return total + moved * NANOSECONDS_PER_VALUE + 14 * NANOSECONDS_PER_NODE

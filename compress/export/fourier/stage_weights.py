@@ -78,18 +78,24 @@ class StageWeights:
             blocks = blocks[:, :, :1]
         return _matrices(blocks, (0, 3, 1, 2, 4), 3)
 
-    def last(self, bins: int) -> Array:
-        """Return (κ from 0 on, part and km, part and nm) for km below `bins`."""
+    def last(self, bins: int, *, packed: bool = False) -> Array:
+        """Return (κ from 0 on, part and km, part and nm) for km below `bins`.
+
+        Where `packed`, bin N / 2 stands in the place of the imaginary part of bin 0; both are real.
+        """
         stage = len(self.factors) - 1
         blocks = self._blocks(stage, range(self.settled), np.arange(bins), self.factors[stage])
         if self.half:
             blocks[np.array(self.places()[1]), :, 1] *= -1
+        if packed:
+            blocks[0, 1, :, 0] = self._middle_bin()[0, 0, :, 0]
         return _matrices(blocks, (0, 1, 3, 2, 4), 3)
 
-    def first_back(self, bins: int) -> Array:
+    def first_back(self, bins: int, *, packed: bool = False) -> Array:
         """Return (κ carried, part and nm, mirror and part and km): the last stage, transposed.
 
-        Bins are read twice: as they are stored below N / 2, and as conjugates above.
+        Bins are read twice: as they are stored below N / 2, and as conjugates above. Where
+        `packed`, bin N / 2 stands in the place of the imaginary part of bin 0.
         """
         stage, p = len(self.factors) - 1, self.settled
         carried = np.array(self.carried(stage))
@@ -111,6 +117,8 @@ class StageWeights:
             for side in (0, 1)
         ]
         sides[1][:, :, 1] *= -1
+        if packed:
+            sides[0][0, :, 1, 0] = self._middle_bin()[0, :, 0, 0]
         blocks = np.stack(sides, 3)  # κ, part, part, mirror, km, nm
         return _matrices(blocks, (0, 1, 5, 3, 2, 4), 3)
 
@@ -135,6 +143,10 @@ class StageWeights:
         waves = turned(self.sign * bins[:, :, None] * np.arange(n), self.length)
         whole = np.einsum("pkm,pk,pkn->pnm", waves, spectrum[bins], waves.conj())
         return _matrices(_real_blocks(whole), (0, 1, 3, 2, 4), 3)
+
+    def _middle_bin(self) -> Array:
+        stage = len(self.factors) - 1
+        return self._blocks(stage, [self.length // 2], np.arange(1), self.factors[stage])
 
     def _blocks(self, stage: int, kappas: Sequence[int], ks: NDArray[np.int64], rows: int) -> Array:
         before = int(np.prod(self.factors[:stage]))

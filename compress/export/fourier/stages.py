@@ -43,7 +43,8 @@ class Stages:
 
     def spectrum(self, parts: Sequence[str], given: int) -> Parts:
         """Write bins 0 … given - 1 of parts, as long as a multiple of N2…Nm."""
-        bins = -(-given // self.weights.settled)
+        packed = self._packs(given)
+        bins = -(-(given - packed) // self.weights.settled)
         x = self._inner(self.joined(parts))
         places, mirrored = self.weights.places()
         if places != list(range(len(places))) or any(mirrored):
@@ -51,21 +52,26 @@ class Stages:
             index = self.writer.constant(np.array(places, np.int64), "places")
             shape = (*self.lead, len(places), *self.writer.shape(x)[len(self.lead) + 1 :])
             x = self.writer.emit("Gather", [x, index], shape, "settled", axis=len(self.lead))
-        x = self._by_last(x, self.weights.last(bins), swapped=True)
-        return self.separated(x, bins * self.weights.settled, given)
+        x = self._by_last(x, self.weights.last(bins, packed=packed), swapped=True)
+        return self.unpacked(x) if packed else self.separated(x, bins * self.weights.settled, given)
 
     def signal(self, parts: Parts) -> str:
-        """Write the real signal whose first bins the parts are, a multiple of P of them."""
+        """Write the real signal whose first bins the parts are."""
         first = parts[0] or parts[1] or ""
-        p, kept = self.weights.settled, self.writer.shape(first)[len(self.lead)] or 0
+        p, kept = self.weights.settled, _known(self.writer.shape(first)[len(self.lead)])
         both = [part or self.writer.scaled(first, np.array(0.0), "zeros") for part in parts]
-        bins = kept // p
+        packed = self._packs(kept)
+        rank, bins = len(self.lead), -(-(kept - packed) // p)
+        if packed:
+            both[1] = self.writer.sliced(both[1], 1, kept - 1, rank, "packed")
+        else:
+            both = [self.writer.padded(part, 0, bins * p - kept, rank, "filled") for part in both]
         x = self._exchanged(self.joined(both), 2 * bins, p)
         carried = np.array(self.weights.carried(len(self.factors) - 1))
         index = self.writer.constant(np.stack([carried, (p - carried) % p], 1).reshape(-1), "bins")
         shape = (*self.lead, 2 * len(carried), *self.writer.shape(x)[len(self.lead) + 1 :])
         x = self.writer.emit("Gather", [x, index], shape, "sides", axis=len(self.lead))
-        x = self._by_last(x, self.weights.first_back(bins), swapped=False)
+        x = self._by_last(x, self.weights.first_back(bins, packed=packed), swapped=False)
         x = self._inner_back(x, self.weights, self.factors[0])
         return self.writer.reshape(x, (*self.lead, self.weights.length, *self.behind), "signal")
 
@@ -103,14 +109,27 @@ class Stages:
 
     def separated(self, x: str, size: int, given: int) -> Parts:
         """Write the two parts of a joined tensor, the first `given` of `size` values of each."""
+        x = self.writer.reshape(x, (*self.lead, 2 * size, *self.behind), "parts")
         rank = len(self.lead)
-        x = self.writer.reshape(x, (*self.lead, 2, size, *self.behind), "parts")
-        found = []
-        for which in (0, 1):
-            part = self.writer.sliced(x, which, which + 1, rank, "part")
-            part = self.writer.reshape(part, (*self.lead, size, *self.behind), "part")
-            found.append(self.writer.sliced(part, 0, given, rank, "kept"))
-        return found[0], found[1]
+        return (
+            self.writer.sliced(x, 0, given, rank, "real"),
+            self.writer.sliced(x, size, size + given, rank, "imaginary"),
+        )
+
+    def unpacked(self, x: str) -> Parts:
+        """Write the two parts of N values: bins 0 … N / 2, and the imaginary parts between them."""
+        rank, n = len(self.lead), self.weights.length
+        x = self.writer.reshape(x, (*self.lead, n, *self.behind), "parts")
+        between = self.writer.sliced(x, n // 2 + 1, n, rank, "between")
+        return (
+            self.writer.sliced(x, 0, n // 2 + 1, rank, "real"),
+            self.writer.padded(between, 1, 1, rank, "imaginary"),
+        )
+
+    def _packs(self, bins: int) -> bool:
+        """Whether so many bins are half a spectrum that N real values hold."""
+        n = self.weights.length
+        return self.weights.half and self.factors[-1] % 2 == 0 and bins == n // 2 + 1
 
     def _inner(self, x: str, rows: int | None = None) -> str:
         """Write all stages but the last on a joined tensor."""

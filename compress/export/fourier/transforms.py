@@ -71,14 +71,14 @@ class _Long:
         taken = self.writer.shape(_some(parts))[self.axis] or 0
         return self.simply(parts, Rows.first(-(-taken // multiple) * multiple, taken))
 
-    def times(self, parts: Parts, values: NDArray[np.complex128]) -> Parts:
+    def times(
+        self, parts: Parts, values: NDArray[np.complex128], *, only_real: bool = False
+    ) -> Parts:
         """Write parts times complex constants along the axis."""
         behind = len(self.writer.shape(_some(parts))) - self.axis - 1
         values = values.reshape(-1, *[1] * behind)
-        return (
-            self._sum(parts, (values.real, -values.imag)),
-            self._sum(parts, (values.imag, values.real)),
-        )
+        real = self._sum(parts, (values.real, -values.imag))
+        return real, None if only_real else self._sum(parts, (values.imag, values.real))
 
     def _sum(self, parts: Parts, factors_: tuple[NDArray[np.float64], ...]) -> str | None:
         total: str | None = None
@@ -114,8 +114,9 @@ def _transformed(writer: Writer, step: Step, parts: Parts, convolve: bool) -> Pa
     before, dft, behind = found[:place], found[place], found[place + 1 :]
     assert isinstance(dft, Dft)
     long = _Long(writer=writer, axis=step.axis, dft=dft, given=bins_read(step.map))
-    if not convolve and to_real_signal(step.map):
-        parts = (_signal(long, _first_half(long, parts, before)), None)
+    if to_real_signal(step.map):
+        parts = _first_half(long, parts, before)
+        parts = (_signal_by_chirp(long, parts) if convolve else _signal(long, parts), None)
     else:
         parts = _short_of_zeros(long, parts, before)
         parts = _convolved(long, parts) if convolve else _spectrum(long, parts)
@@ -168,12 +169,24 @@ def _whole(long: _Long, parts: Parts, *, real: bool) -> list[str]:
 def _signal(long: _Long, parts: Parts) -> str:
     """Write the real signal of a half spectrum."""
     sizes = factors(long.demand(parts, to_real=True))
-    parts = long.filled(parts, prod(sizes[:-1]))
     weights = StageWeights(factors=sizes, sign=long.sign, half=True, gain=long.gain)
     return long.stages(weights, _some(parts)).signal(parts)
 
 
-def _convolved(long: _Long, parts: Parts) -> Parts:
+def _signal_by_chirp(long: _Long, parts: Parts) -> str | None:
+    """Write the real signal of a half spectrum: bins that stand for two count twice."""
+    kept = np.arange(long.writer.shape(_some(parts))[long.axis] or 0)
+    alone = (kept == 0) | (2 * kept == long.dft.length)
+    return _convolved(long, parts, np.where(alone, 1.0, 2.0), only_real=True)[0]
+
+
+def _convolved(
+    long: _Long,
+    parts: Parts,
+    shares: NDArray[np.float64] | float = 1.0,
+    *,
+    only_real: bool = False,
+) -> Parts:
     n, given = long.dft.length, long.given
     demand = long.demand(parts)
     sizes = chirp_factors(demand)
@@ -186,9 +199,9 @@ def _convolved(long: _Long, parts: Parts) -> Parts:
     parts = long.filled(parts, prod(sizes[1:]))
     stages = long.stages(weights, _some(parts))
     length = long.writer.shape(_some(parts))[long.axis] or 0
-    x = _chirped(long, stages, parts, np.pad(chirp[:taken], (0, length - taken)))
+    x = _chirped(long, stages, parts, np.pad(chirp[:taken] * shares, (0, length - taken)))
     y, size = stages.circulant(x, length, given, np.fft.fft(kernel) / m * long.gain)
-    return long.times(stages.separated(y, size, given), chirp[:given])
+    return long.times(stages.separated(y, size, given), chirp[:given], only_real=only_real)
 
 
 def _chirped(long: _Long, stages: Stages, parts: Parts, chirp: NDArray[np.complex128]) -> str:
