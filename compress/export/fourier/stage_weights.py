@@ -49,7 +49,7 @@ class StageWeights:
         return self.length // self.factors[-1]
 
     def bins(self, stage: int) -> int:
-        """Return how many of ki a stage but the last carries."""
+        """Return how many of ki a stage carries."""
         n = self.factors[stage]
         return n // 2 + 1 if self.half and stage == 0 else n
 
@@ -61,15 +61,23 @@ class StageWeights:
             before *= n
         return order
 
-    def places(self) -> tuple[list[int], list[bool]]:
-        """Return where κ = 0 … P - 1 are stored before the last stage, and which as conjugates."""
+    def places(self, given: int, bins: int) -> NDArray[np.int64]:
+        """Return where both parts of bins 0 … given - 1 are among (κ, part, km < bins)."""
+        p = self.settled
         stored = {kappa: i for i, kappa in enumerate(self.carried(len(self.factors) - 1))}
-        mirrored = [kappa not in stored for kappa in range(self.settled)]
-        found = [
-            stored[self.settled - kappa if turned_over else kappa]
-            for kappa, turned_over in enumerate(mirrored)
-        ]
-        return found, mirrored
+        found = np.zeros((2, given), np.int64)
+        for k in range(given):
+            source = k if k % p in stored else self.length - k
+            place = 2 * bins * stored[source % p] + source // p
+            found[:, k] = place, place + bins
+        return found
+
+    def sources(self) -> NDArray[np.int64]:
+        """Return which of N / 2 + 1 bins of both parts (κ, part, km) are, on the way back."""
+        half = self.length // 2 + 1
+        k = self._last_bins()
+        kept = np.where(self._mirrored(), self.length - k, k)
+        return np.stack([kept, kept + half], 1)
 
     def inner(self, stage: int, rows: int) -> Array:
         """Return (κ, ki and part, part and ni) of a stage but the last; ni below `rows`."""
@@ -78,49 +86,24 @@ class StageWeights:
             blocks = blocks[:, :, :1]
         return _matrices(blocks, (0, 3, 1, 2, 4), 3)
 
-    def last(self, bins: int, *, packed: bool = False) -> Array:
-        """Return (κ from 0 on, part and km, part and nm) for km below `bins`.
+    def last(self, bins: int) -> Array:
+        """Return (κ, part and km, part and nm) for km below `bins`.
 
-        Where `packed`, bin N / 2 stands in the place of the imaginary part of bin 0; both are real.
+        Of a real signal the upper half is given as conjugates: bins that it is the mirror of.
         """
         stage = len(self.factors) - 1
-        blocks = self._blocks(stage, range(self.settled), np.arange(bins), self.factors[stage])
+        blocks = self._blocks(stage, self.carried(stage), np.arange(bins), self.factors[stage])
         if self.half:
-            blocks[np.array(self.places()[1]), :, 1] *= -1
-        if packed:
-            blocks[0, 1, :, 0] = self._middle_bin()[0, 0, :, 0]
+            blocks[:, 1] *= self._signs()[:, None, :, None]
         return _matrices(blocks, (0, 1, 3, 2, 4), 3)
 
-    def first_back(self, bins: int, *, packed: bool = False) -> Array:
-        """Return (κ carried, part and nm, mirror and part and km): the last stage, transposed.
-
-        Bins are read twice: as they are stored below N / 2, and as conjugates above. Where
-        `packed`, bin N / 2 stands in the place of the imaginary part of bin 0.
-        """
-        stage, p = len(self.factors) - 1, self.settled
-        carried = np.array(self.carried(stage))
-        k = np.arange(bins)
-        stored = np.stack([carried, (p - carried) % p], 1)[:, :, None] + p * k
-        kept = 2 * stored <= self.length
-        kept[:, 1] &= (stored[:, 1] > 0) & (2 * stored[:, 1] < self.length)
-        sides = [
-            _real_blocks(
-                kept[:, side, :, None]
-                * turned(
-                    (1 - 2 * side)
-                    * self.sign
-                    * stored[:, side, :, None]
-                    * np.arange(self.factors[stage]),
-                    self.length,
-                )
-            )
-            for side in (0, 1)
-        ]
-        sides[1][:, :, 1] *= -1
-        if packed:
-            sides[0][0, :, 1, 0] = self._middle_bin()[0, :, 0, 0]
-        blocks = np.stack(sides, 3)  # κ, part, part, mirror, km, nm
-        return _matrices(blocks, (0, 1, 5, 3, 2, 4), 3)
+    def first_back(self) -> Array:
+        """Return (κ, part and nm, part and km): the last stage transposed, of conjugates above."""
+        stage = len(self.factors) - 1
+        n = self.factors[stage]
+        blocks = self._blocks(stage, self.carried(stage), np.arange(n), n)
+        blocks[:, :, 1] *= self._signs()[:, None, :, None]
+        return _matrices(blocks, (0, 1, 4, 2, 3), 3)
 
     def inner_back(self, stage: int, rows: int) -> Array:
         """Return (κ, part and ni, ki and part) of a stage but the last, transposed."""
@@ -137,16 +120,22 @@ class StageWeights:
         Args:
             spectrum: N values, which the transform is multiplied by.
         """
-        stage, n = len(self.factors) - 1, self.factors[-1]
-        carried = np.array(self.carried(stage))
-        bins = carried[:, None] + self.settled * np.arange(n)
+        n = self.factors[-1]
+        bins = self._last_bins()
         waves = turned(self.sign * bins[:, :, None] * np.arange(n), self.length)
         whole = np.einsum("pkm,pk,pkn->pnm", waves, spectrum[bins], waves.conj())
         return _matrices(_real_blocks(whole), (0, 1, 3, 2, 4), 3)
 
-    def _middle_bin(self) -> Array:
-        stage = len(self.factors) - 1
-        return self._blocks(stage, [self.length // 2], np.arange(1), self.factors[stage])
+    def _last_bins(self) -> NDArray[np.int64]:
+        """Return the bins (κ, km) of the last stage."""
+        carried = np.array(self.carried(len(self.factors) - 1))
+        return carried[:, None] + self.settled * np.arange(self.factors[-1])
+
+    def _mirrored(self) -> NDArray[np.bool_]:
+        return 2 * self._last_bins() > self.length
+
+    def _signs(self) -> Array:
+        return np.where(self._mirrored(), -1.0, 1.0)
 
     def _blocks(self, stage: int, kappas: Sequence[int], ks: NDArray[np.int64], rows: int) -> Array:
         before = int(np.prod(self.factors[:stage]))

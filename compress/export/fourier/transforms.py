@@ -55,8 +55,7 @@ class _Long:
 
     def stages(self, weights: StageWeights, like: str) -> Stages:
         shape = self.writer.shape(like)
-        behind = tuple(n for n in shape[self.axis + 1 :] if n is not None)
-        return Stages(writer=self.writer, weights=weights, lead=shape[: self.axis], behind=behind)
+        return Stages(writer=self.writer, weights=weights, shape=shape, axis=self.axis)
 
     def simply(self, parts: Parts, *factors_: Factor) -> Parts:
         """Write factors that need no product."""
@@ -161,16 +160,19 @@ def _spectrum(long: _Long, parts: Parts) -> Parts:
 
 
 def _whole(long: _Long, parts: Parts, *, real: bool) -> list[str]:
-    """Return the parts, zeros for a real part that is not there; the real one alone if `real`."""
-    first = parts[0] or long.writer.scaled(_some(parts), np.array(0.0), "zeros")
-    return [first] if real else [first, parts[1] or ""]
+    """Return the parts, zeros for one that is not there; the real one alone if `real`."""
+    whole = [p or long.writer.scaled(_some(parts), np.array(0.0), "zeros") for p in parts]
+    return whole[:1] if real else whole
 
 
 def _signal(long: _Long, parts: Parts) -> str:
     """Write the real signal of a half spectrum."""
     sizes = factors(long.demand(parts, to_real=True))
     weights = StageWeights(factors=sizes, sign=long.sign, half=True, gain=long.gain)
-    return long.stages(weights, _some(parts)).signal(parts)
+    kept = long.writer.shape(_some(parts))[long.axis] or 0
+    parts = long.simply(parts, Rows.first(long.dft.length // 2 + 1, kept))
+    stages = long.stages(weights, _some(parts))
+    return stages.signal(_whole(long, parts, real=False))
 
 
 def _signal_by_chirp(long: _Long, parts: Parts) -> str | None:
@@ -214,7 +216,8 @@ def _chirped(long: _Long, stages: Stages, parts: Parts, chirp: NDArray[np.comple
     x = long.writer.unsqueezed(parts[0], long.axis, "parts")
     factor = long.writer.constant(both.astype(long.writer.dtype(x)), "chirp")
     new = (*shape[: long.axis], 2, *shape[long.axis :])
-    return long.writer.emit("Mul", [x, factor], new, "chirped")
+    x = long.writer.emit("Mul", [x, factor], new, "chirped")
+    return stages.in_columns(x, 2 * (shape[long.axis] or 0))
 
 
 def _some(parts: Parts) -> str:
