@@ -24,10 +24,10 @@ __all__ = [
 ]
 
 # By the shorter side of the matrix, up to which it holds: small products are not worth their setup.
-NANOSECONDS_PER_MAC = ((32, 1 / 20), (100, 1 / 25), (1 << 62, 1 / 33))
+NANOSECONDS_PER_MAC = ((31, 1 / 20), (100, 1 / 30), (1 << 62, 1 / 34))
 NANOSECONDS_PER_WEIGHT = 0.2  # a matrix is read from memory once for all signals
 NANOSECONDS_PER_VALUE = 0.35  # of one elementwise operation, and of a transpose
-NANOSECONDS_PER_PRODUCT = 150.0  # of each of many small ones in one node
+NANOSECONDS_PER_PRODUCT = 100.0  # of each of many small ones in one node
 NANOSECONDS_PER_NODE = 1500.0
 LANES = 16  # a product computes so many columns at a time
 LONGEST_DIRECT = 64  # up to here one matrix always wins
@@ -187,54 +187,43 @@ def _staged_cost(demand: Demand, sizes: tuple[int, ...]) -> float:
     """Cost of the stages there, or of the same backwards to a real signal."""
     n, s = demand.length, demand.signals
     half = demand.real_in or demand.real_out
-    settled = n // sizes[-1]
     carried, total = n, 0.0
-    for i, size in enumerate(sizes[:-1]):
-        taken = size if demand.real_in and i == 0 else 2 * size
-        given = 2 * size
+    for i, size in enumerate(sizes):
+        taken, given = 2 * size, 2 * size
         if half and i == 0:
             taken, given = size, 2 * (size // 2 + 1)
             carried = n // size * (size // 2 + 1)
-        groups = 1 if i == 0 else carried // prod(sizes[i:])
-        later = n // prod(sizes[: i + 1])
-        total += s * _product_cost(groups, given, taken, later)
-    read = demand.taken if demand.real_out else demand.given
-    bins = ceil((read - (half and 2 * read == n + 2)) / settled)
-    total += _last_cost(settled, s, 2 * sizes[-1], 2 * bins)
-    moved = s * (2 * n + 2 * bins * settled * 2)
-    return total + moved * NANOSECONDS_PER_VALUE + 14 * NANOSECONDS_PER_NODE
+        elif i == len(sizes) - 1 and not half:
+            given = 2 * ceil(demand.given * size / n)
+        groups = carried // prod(sizes[i:]) if i else 1
+        total += _product_cost(groups, given, taken, n // prod(sizes[: i + 1]) * s)
+    moved = 3 * s * (demand.taken * (2 - demand.real_in) + demand.given * (2 - demand.real_out))
+    return total + moved * NANOSECONDS_PER_VALUE + 8 * NANOSECONDS_PER_NODE
 
 
 def _circulant_cost(demand: Demand, sizes: tuple[int, ...]) -> float:
     """Cost of stages there and back, and of the chirps around them."""
     m, s = prod(sizes), demand.signals
     later = m // sizes[0]
-    total = 0.0
+    total = _product_cost(m // sizes[-1], 2 * sizes[-1], 2 * sizes[-1], s)
     for read in (demand.taken, demand.given):
-        rows = ceil(read / later)
-        total += s * _product_cost(1, 2 * sizes[0], 2 * rows, later)
+        total += _product_cost(1, 2 * sizes[0], 2 * ceil(read / later), later * s)
         for i in range(1, len(sizes) - 1):
-            groups, behind = prod(sizes[:i]), prod(sizes[i + 1 :])
-            total += s * _product_cost(groups, 2 * sizes[i], 2 * sizes[i], behind)
-    total += _last_cost(later * sizes[0] // sizes[-1], s, 2 * sizes[-1], 2 * sizes[-1])
-    moved = s * (2 * m + 3 * demand.taken + 6 * demand.given)
-    return total + moved * NANOSECONDS_PER_VALUE + 18 * NANOSECONDS_PER_NODE
-
-
-def _last_cost(groups: int, signals: int, taken: int, given: int) -> float:
-    """Cost of a product for every κ, whose matrices are read once for all signals."""
-    read = groups * taken * given * NANOSECONDS_PER_WEIGHT
-    return _product_cost(groups, signals, taken, given) + read
+            behind = prod(sizes[i + 1 :])
+            total += _product_cost(prod(sizes[:i]), 2 * sizes[i], 2 * sizes[i], behind * s)
+    moved = s * (2 * m + 5 * demand.taken + 8 * demand.given)
+    return total + moved * NANOSECONDS_PER_VALUE + 16 * NANOSECONDS_PER_NODE
 
 
 def _product_cost(groups: int, rows: int, inner: int, columns: int) -> float:
-    """Cost of a batch of products (rows, inner) x (inner, columns), and of what they write."""
+    """Cost of a batch of products (rows, inner) x (inner, columns), the left ones constant."""
     padded = ceil(columns / LANES) * LANES
-    macs = groups * rows * inner * padded
     return (
-        macs * _per_mac(min(inner, padded))
+        groups * rows * inner * padded * _per_mac(max(inner, 32))
+        + groups * rows * inner * NANOSECONDS_PER_WEIGHT / 2
         + groups * NANOSECONDS_PER_PRODUCT
-        + groups * rows * columns * NANOSECONDS_PER_VALUE / 2
+        + groups * rows * columns * NANOSECONDS_PER_VALUE / 4
+        + NANOSECONDS_PER_NODE
     )
 
 

@@ -1,7 +1,6 @@
 """Writes a long transform as a few products, each with a small matrix for every settled part of k.
 
-Between stages a tensor is stored as (κ, part and n of the next stage, n of the later ones, columns),
-so that no transpose stands between two products. Columns are what stands behind the axis; along the
+Between stages a tensor is stored as (κ, part and n of the next stage, later n, columns), so that no transpose stands between two products. Columns are what stands behind the axis; along the
 last axis of a tensor all signals become columns. Bins come out in the order of their digits, and
 one Gather puts both parts of them into rows, those of a real signal from their mirror images too.
 """
@@ -17,6 +16,8 @@ from compress.export.fourier.stage_weights import StageWeights
 from compress.export.fourier.writer import Shape, Writer
 
 __all__ = ["Parts", "Stages"]
+
+LATER_PER_SIGNAL = 64  # columns of the first product, from which on every signal has its own
 
 Parts = tuple[str | None, str | None]  # real and imaginary; None is zero
 
@@ -47,15 +48,16 @@ class Stages:
         last, half = self.factors[-1], self.weights.half
         bins = last if half else -(-given // self.weights.settled)
         later = self.weights.length // self.factors[0]
-        x = self.joined(parts)
-        x = self._inner(x, self._length(x) // later // len(parts))
+        rows = self._length_of(parts[0], self.axis) // later
+        x = self._inner(self.joined(parts), rows)
         x = self._product(x, self.weights.last(bins), len(self.factors) - 1)
         x = self._picked(x, self.weights.places(given, bins), "bins")
         return self.separated(x, given, given)
 
     def signal(self, parts: Sequence[str]) -> str:
         """Write the real signal of N / 2 + 1 bins."""
-        x = self._picked(self.joined(parts), self.weights.sources(), "mirrored")
+        x = self._in_columns(self.joined(parts))
+        x = self._picked(x, self.weights.sources(), "mirrored")
         x = self._product(x, self.weights.first_back(), len(self.factors) - 1)
         x = self._inner_back(x, self.weights, self.factors[0])
         return self._placed(self._stored(x, self.weights.length))
@@ -82,16 +84,8 @@ class Stages:
         return self._inner_back(x, back, rows), rows * later
 
     def joined(self, parts: Sequence[str]) -> str:
-        """Write parts one behind the other along the axis, columns behind it."""
-        x = parts[0] if len(parts) == 1 else self.writer.concatenated(parts, self.axis, "joined")
-        return self.in_columns(x, self._length_of(x, self.axis))
-
-    def in_columns(self, x: str, length: int) -> str:
-        """Write a tensor whose axis has so many values, columns behind it."""
-        if not self._signals_are_columns:
-            return self._stored(x, length)
-        x = self.writer.reshape(x, (self._columns, length), "signals")
-        return self.writer.transpose(x, [1, 0], "columns")
+        """Write parts one behind the other along the axis."""
+        return parts[0] if len(parts) == 1 else self.writer.concatenated(parts, self.axis, "joined")
 
     def separated(self, x: str, size: int, given: int) -> Parts:
         """Write the two parts of a joined tensor, the first `given` of `size` values of each."""
@@ -103,9 +97,28 @@ class Stages:
 
     def _inner(self, x: str, rows: int) -> str:
         """Write all stages but the last on a joined tensor."""
-        for stage, factor in enumerate(self.factors[:-1]):
-            x = self._product(x, self.weights.inner(stage, factor if stage else rows), stage)
+        first = self.weights.inner(0, rows)
+        later = self.weights.length // self.factors[0]
+        if self._signals_are_columns and later >= LATER_PER_SIGNAL:
+            # Rows as long as a power of two are slow to transpose; those behind it seldom are.
+            x = self.writer.reshape(x, (self._columns, first.shape[2], later), "signals")
+            weight = self.writer.constant(first[0].astype(self.writer.dtype(x)), "matrices")
+            x = self._turned(self.writer.matmul(weight, x, "product"), first.shape[1] * later)
+        else:
+            x = self._product(self._in_columns(x), first, 0)
+        for stage in range(1, len(self.factors) - 1):
+            x = self._product(x, self.weights.inner(stage, self.factors[stage]), stage)
         return x
+
+    def _in_columns(self, x: str) -> str:
+        """Write a tensor with columns behind what is along the axis."""
+        shape, behind = self.writer.shape(x), len(self.shape) - self.axis - 1
+        length = prod(map(_known, shape[self.axis : len(shape) - behind]))
+        return self._turned(x, length) if self._signals_are_columns else self._stored(x, length)
+
+    def _turned(self, x: str, length: int) -> str:
+        x = self.writer.reshape(x, (self._columns, length), "signals")
+        return self.writer.transpose(x, [1, 0], "columns")
 
     def _inner_back(self, x: str, weights: StageWeights, rows: int) -> str:
         for stage in range(len(self.factors) - 2, -1, -1):

@@ -216,8 +216,7 @@ def _chirped(long: _Long, stages: Stages, parts: Parts, chirp: NDArray[np.comple
     x = long.writer.unsqueezed(parts[0], long.axis, "parts")
     factor = long.writer.constant(both.astype(long.writer.dtype(x)), "chirp")
     new = (*shape[: long.axis], 2, *shape[long.axis :])
-    x = long.writer.emit("Mul", [x, factor], new, "chirped")
-    return stages.in_columns(x, 2 * (shape[long.axis] or 0))
+    return long.writer.emit("Mul", [x, factor], new, "chirped")
 
 
 def _some(parts: Parts) -> str:
