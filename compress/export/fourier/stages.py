@@ -1,8 +1,9 @@
 """Writes a long transform as a few products, each with a small matrix for every settled part of k.
 
-Between stages a tensor is stored as (κ, part and n of the next stage, later n, columns), so that no transpose stands between two products. Columns are what stands behind the axis; along the
-last axis of a tensor all signals become columns. Bins come out in the order of their digits, and
-one Gather puts both parts of them into rows, those of a real signal from their mirror images too.
+Between stages a tensor is stored as (κ, part and n of the next stage, later n, columns), so that no
+transpose stands between two products. Columns are what stands behind the axis; along the last axis
+of a tensor all signals become columns. Bins come out in the order of their digits, and one Gather
+puts both parts of them into rows, those of a real signal from their mirror images too.
 """
 
 from collections.abc import Sequence
