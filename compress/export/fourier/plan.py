@@ -1,27 +1,38 @@
-"""Which form of a transform is fastest: one matrix, two smaller ones, or a convolution.
+"""Which form of a transform is fastest: one matrix, stages, or a convolution.
 
-One matrix costs length x bins. For length N = N1 N2 two products with twiddle factors between them
-cost N (N1 + N2) (Cooley and Tukey, 1965). A length with a large prime in it is a convolution of
-some longer, smooth length (Bluestein, 1970). What they cost in time was measured with ONNX Runtime
-1.31 on one core by `tools/benchmarks/fourier.py`; only the order of the three matters, and near a
-crossing any of them will do.
+One matrix costs length x bins. For length N = N1…Nm a stage for every factor costs N Ni (Cooley and
+Tukey, 1965). A length with a large prime in it is a convolution of some longer, smooth length
+(Bluestein, 1970). What they cost in time was measured with ONNX Runtime 1.31 on one core by
+`tools/benchmarks/fourier.py`; only the order of them matters, and near a crossing any will do.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
+from math import ceil, prod
 
 from compress.export.fourier.axis_map import AxisMap, Dft, Part, Rows
 
-__all__ = ["bins_read", "form_of", "merges", "smooth_length", "split", "to_real_signal"]
+__all__ = [
+    "Demand",
+    "bins_read",
+    "chirp_factors",
+    "factors",
+    "form_of",
+    "merges",
+    "to_real_signal",
+]
 
 # By the shorter side of the matrix, up to which it holds: small products are not worth their setup.
-NANOSECONDS_PER_MAC = ((32, 1 / 20), (100, 1 / 25), (1 << 62, 1 / 33))
+NANOSECONDS_PER_MAC = ((31, 1 / 20), (100, 1 / 30), (1 << 62, 1 / 34))
 NANOSECONDS_PER_WEIGHT = 0.2  # a matrix is read from memory once for all signals
 NANOSECONDS_PER_VALUE = 0.35  # of one elementwise operation, and of a transpose
-NANOSECONDS_PER_PRODUCT = 250.0  # of each of many small ones in one node
+NANOSECONDS_PER_PRODUCT = 100.0  # of each of many small ones in one node
 NANOSECONDS_PER_NODE = 1500.0
+LANES = 16  # a product computes so many columns at a time
 LONGEST_DIRECT = 64  # up to here one matrix always wins
-SMALLEST_FACTOR = 4
+SMALLEST_FACTOR, LARGEST_FACTOR = 4, 256
+LONGEST_OF_THREE = 1 << 14  # longer ones may take four stages
 
 # Two axes become one matrix while it is small, and costs at most so many times what they cost.
 MERGED_WEIGHTS = 1 << 15
@@ -29,7 +40,7 @@ MERGED_COST = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Demand:
+class Demand:
     """What is asked of a transform: `taken` values in, `given` out, of some signals at once."""
 
     length: int
@@ -41,11 +52,12 @@ class _Demand:
 
     @property
     def blocks(self) -> int:
+        """How many real matrices one complex matrix is here."""
         return (1 if self.real_in else 2) * (1 if self.real_out else 2)
 
 
 def form_of(axis_map: AxisMap, signals: int, *, real_in: bool) -> str:
-    """Return how a map is applied: "simple", "direct", "split" or "convolution".
+    """Return how a map is applied: "simple", "direct", "staged" or "convolution".
 
     Args:
         axis_map: the map.
@@ -58,7 +70,7 @@ def form_of(axis_map: AxisMap, signals: int, *, real_in: bool) -> str:
         return "direct"
     (dft,) = (factor for factor in axis_map.factors if isinstance(factor, Dft))
     to_real = any(isinstance(factor, Part) for factor in axis_map.factors)
-    demand = _Demand(
+    demand = Demand(
         length=dft.length,
         taken=min(axis_map.n, dft.length),
         given=axis_map.size,
@@ -100,87 +112,120 @@ def merges(first: AxisMap, second: AxisMap, *, real_in: bool) -> bool:
 
 
 @cache
-def split(length: int) -> tuple[int, int] | None:
-    """Return the two factors N1, N2 nearest to each other, N1 the smaller; None where none are.
-
-    >>> split(360)
-    (18, 20)
-    """
-    for small in range(int(length**0.5), SMALLEST_FACTOR - 1, -1):
-        if length % small == 0:
-            return small, length // small
-    return None
+def factors(demand: Demand) -> tuple[int, ...]:
+    """Return N1…Nm, the factors of the stages that cost least; none where there are no factors."""
+    rated = [(_staged_cost(demand, sizes), sizes) for sizes in _factored(demand.length)]
+    return min(rated)[1] if rated else ()
 
 
 @cache
-def smooth_length(least: int) -> int:
-    """Return the length from `least` on whose two factors cost least."""
-    candidates = range(least, least + max(8, least // 8))
-    rated = [(n * sum(split(n) or (n, 1)), n) for n in candidates]
+def chirp_factors(demand: Demand) -> tuple[int, ...]:
+    """Return the factors of the length of the convolution that costs least."""
+    least = demand.taken + demand.given - 1
+    rated = [
+        (_circulant_cost(demand, sizes), sizes)
+        for length in _smooth_lengths(least)
+        for sizes in _factored(length)
+    ]
     return min(rated)[1]
 
 
+def _factored(length: int) -> Iterator[tuple[int, ...]]:
+    """Yield the ordered factors that a length has, two of them or three, or four of long ones."""
+    stages = 3 if length <= LONGEST_OF_THREE else 4
+    return (sizes for sizes in _products_of(length, stages) if len(sizes) > 1)
+
+
+def _products_of(length: int, stages: int) -> Iterator[tuple[int, ...]]:
+    if SMALLEST_FACTOR <= length <= LARGEST_FACTOR:
+        yield (length,)
+    if stages == 1:
+        return
+    for first in range(SMALLEST_FACTOR, min(LARGEST_FACTOR, length // SMALLEST_FACTOR) + 1):
+        if length % first == 0:
+            for others in _products_of(length // first, stages - 1):
+                yield (first, *others)
+
+
+def _smooth_lengths(least: int) -> list[int]:
+    """Return lengths from `least` on that are products of small primes."""
+    step = 4 if least < 1024 else 16
+    start = max(ceil(least / step), SMALLEST_FACTOR) * step
+    found = [n for n in range(start, 2 * start + 1, step) if _is_smooth(n)]
+    return [n for n in found if n <= max(1.25 * least, found[0])]
+
+
+def _is_smooth(n: int) -> bool:
+    for prime in (2, 3, 5, 7):
+        while n % prime == 0:
+            n //= prime
+    return n == 1
+
+
 @cache
-def _cheapest(demand: _Demand) -> tuple[float, str]:
+def _cheapest(demand: Demand) -> tuple[float, str]:
     """Return nanoseconds and the form."""
     choices = [(_direct_cost(demand), "direct")]
     if demand.length > LONGEST_DIRECT:
-        factors = split(demand.length)
-        if factors is not None:
-            choices.append((_split_cost(demand, *factors), "split"))
-        choices.append((_convolution_cost(demand), "convolution"))
+        sizes = factors(demand)
+        if sizes:
+            choices.append((_staged_cost(demand, sizes), "staged"))
+        choices.append((_circulant_cost(demand, chirp_factors(demand)), "convolution"))
     return min(choices)
 
 
-def _direct_cost(demand: _Demand) -> float:
+def _direct_cost(demand: Demand) -> float:
     weights = demand.taken * demand.given
-    shorter = min(demand.taken, demand.given)
-    per_mac = next(cost for side, cost in NANOSECONDS_PER_MAC if shorter <= side)
     return demand.blocks * (
-        weights * demand.signals * per_mac + weights * NANOSECONDS_PER_WEIGHT + NANOSECONDS_PER_NODE
+        weights * demand.signals * _per_mac(min(demand.taken, demand.given))
+        + weights * NANOSECONDS_PER_WEIGHT
+        + NANOSECONDS_PER_NODE
     )
 
 
-def _split_cost(demand: _Demand, n1: int, n2: int) -> float:
-    """Cost of N1 points for every n2, then N2 points for every k1; backwards to a real signal."""
-    taken, given = demand.taken, demand.given
-    if demand.real_out and not demand.real_in:
-        taken, given = given, taken
-    first = _Demand(
-        length=n1,
-        taken=-(-taken // n2),
-        given=n1,
-        signals=demand.signals * n2,
-        real_in=demand.real_in or demand.real_out,
-        real_out=False,
-    )
-    second = _Demand(
-        length=n2,
-        taken=n2,
-        given=-(-given // n1),
-        signals=demand.signals * n1,
-        real_in=False,
-        real_out=False,
-    )
-    between = (9 * NANOSECONDS_PER_VALUE * demand.length + 4 * NANOSECONDS_PER_PRODUCT) * (
-        demand.signals
-    )
-    return _cheapest(first)[0] + _cheapest(second)[0] + between + 9 * NANOSECONDS_PER_NODE
+def _staged_cost(demand: Demand, sizes: tuple[int, ...]) -> float:
+    """Cost of the stages there, or of the same backwards to a real signal."""
+    n, s = demand.length, demand.signals
+    half = demand.real_in or demand.real_out
+    carried, total = n, 0.0
+    for i, size in enumerate(sizes):
+        taken, given = 2 * size, 2 * size
+        if half and i == 0:
+            taken, given = size, 2 * (size // 2 + 1)
+            carried = n // size * (size // 2 + 1)
+        elif i == len(sizes) - 1 and not half:
+            given = 2 * ceil(demand.given * size / n)
+        groups = carried // prod(sizes[i:]) if i else 1
+        total += _product_cost(groups, given, taken, n // prod(sizes[: i + 1]) * s)
+    moved = 3 * s * (demand.taken * (2 - demand.real_in) + demand.given * (2 - demand.real_out))
+    return total + moved * NANOSECONDS_PER_VALUE + 8 * NANOSECONDS_PER_NODE
 
 
-def _convolution_cost(demand: _Demand) -> float:
-    m = smooth_length(2 * demand.length - 1)
-    factors = split(m)
-    if factors is None:
-        return float("inf")
-    there = _Demand(
-        length=m,
-        taken=demand.taken,
-        given=m,
-        signals=demand.signals,
-        real_in=False,
-        real_out=False,
+def _circulant_cost(demand: Demand, sizes: tuple[int, ...]) -> float:
+    """Cost of stages there and back, and of the chirps around them."""
+    m, s = prod(sizes), demand.signals
+    later = m // sizes[0]
+    total = _product_cost(m // sizes[-1], 2 * sizes[-1], 2 * sizes[-1], s)
+    for read in (demand.taken, demand.given):
+        total += _product_cost(1, 2 * sizes[0], 2 * ceil(read / later), later * s)
+        for i in range(1, len(sizes) - 1):
+            behind = prod(sizes[i + 1 :])
+            total += _product_cost(prod(sizes[:i]), 2 * sizes[i], 2 * sizes[i], behind * s)
+    moved = s * (2 * m + 5 * demand.taken + 8 * demand.given)
+    return total + moved * NANOSECONDS_PER_VALUE + 16 * NANOSECONDS_PER_NODE
+
+
+def _product_cost(groups: int, rows: int, inner: int, columns: int) -> float:
+    """Cost of a batch of products (rows, inner) x (inner, columns), the left ones constant."""
+    padded = ceil(columns / LANES) * LANES
+    return (
+        groups * rows * inner * padded * _per_mac(max(inner, 32))
+        + groups * rows * inner * NANOSECONDS_PER_WEIGHT / 2
+        + groups * NANOSECONDS_PER_PRODUCT
+        + groups * rows * columns * NANOSECONDS_PER_VALUE / 4
+        + NANOSECONDS_PER_NODE
     )
-    back = replace(there, taken=m, given=demand.given)
-    between = 20 * NANOSECONDS_PER_VALUE * m * demand.signals
-    return _split_cost(there, *factors) + _split_cost(back, *factors) + between
+
+
+def _per_mac(shorter: int) -> float:
+    return next(cost for side, cost in NANOSECONDS_PER_MAC if shorter <= side)

@@ -94,7 +94,9 @@ class Products:
             return {component: applied_simply(self.writer, step, found, component)}
         parts = (self._part_of(inner, before, 0), self._part_of(inner, before, 1))
         (step,) = stage.steps
-        return dict(enumerate(transformed(self, step, parts, convolve=stage.form != "split")))
+        return dict(
+            enumerate(transformed(self.writer, step, parts, convolve=stage.form == "convolution"))
+        )
 
     def _part_of(self, wave: Wave, stages: Sequence[_Stage], component: int) -> str | None:
         if component and wave.is_real:

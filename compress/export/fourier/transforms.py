@@ -1,126 +1,132 @@
 """Long transforms in several products.
 
-- `split`: N = N1 N2. With n = N2 n1 + n2 and k = k1 + N1 k2 the transform is one of length N1 over
-  n1, a product with the twiddle factors e^(∓2πi n2 k1 / N), and one of length N2 over n2 (Cooley
-  and Tukey, 1965). Of a real signal only the half of the second is computed whose bins are read;
-  towards a real signal the same is run backwards, bins that stand for their mirror image doubled.
-- `convolve`: N has a large prime in it. With nk = (n² + k² - (k - n)²) / 2 the transform is a
-  convolution with a chirp, of any length from 2N - 1 on (Bluestein, 1970).
+- `staged`: N = N1…Nm, a product for every factor (Cooley and Tukey, 1965).
+- `convolution`: N has a large prime in it. With nk = (n² + k² - (k - n)²) / 2 the transform is a
+  convolution with a chirp, of any length from which on what is read of it does not wrap around
+  (Bluestein, 1970). The stages there, the product of the spectra, and the stages back share their
+  middle: one product.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.export.fourier.axis_map import AxisMap, Dft, Factor, Part, Rows, turned
-from compress.export.fourier.plan import bins_read, smooth_length, split, to_real_signal
+from compress.export.fourier.axis_map import AxisMap, Dft, Factor, Rows, turned
+from compress.export.fourier.plan import Demand, bins_read, chirp_factors, factors, to_real_signal
 from compress.export.fourier.simple_maps import applied_simply
-from compress.export.fourier.waves import Step, Wave
-from compress.export.fourier.writer import Writer
-
-if TYPE_CHECKING:
-    from compress.export.fourier.products import Products
+from compress.export.fourier.stage_weights import StageWeights
+from compress.export.fourier.stages import Parts, Stages
+from compress.export.fourier.waves import Step
+from compress.export.fourier.writer import Shape, Writer
 
 __all__ = ["transformed"]
-
-Parts = tuple[str | None, str | None]  # real and imaginary; None is zero
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Long:
     """A transform along an axis of tensors that are there."""
 
-    products: "Products"
+    writer: Writer
     axis: int
     dft: Dft
     given: int  # bins 0 … given - 1 are read
 
     @property
-    def writer(self) -> Writer:
-        return self.products.writer
-
-    @property
     def sign(self) -> int:
         return 1 if self.dft.inverse else -1
 
-    def shape(self, parts: Parts, *sizes: int) -> tuple[int | None, ...]:
-        """Return the shape of a part with other sizes in place of the axis."""
-        old = self.writer.shape(_some(parts))
-        return (*old[: self.axis], *sizes, *old[self.axis + 1 :])
+    @property
+    def gain(self) -> float:
+        return 1 / self.dft.length if self.dft.inverse else 1.0
 
-    def reshaped(self, parts: Parts, *sizes: int, over: int = 1) -> Parts:
-        """Write parts with other sizes in place of `over` axes."""
+    def demand(self, parts: Parts, *, to_real: bool = False) -> Demand:
         shape = self.writer.shape(_some(parts))
-        new = (*shape[: self.axis], *sizes, *shape[self.axis + over :])
-        real, imaginary = (
-            None if p is None else self.writer.reshape(p, new, "grid") for p in parts
+        others = (*shape[: self.axis], *shape[self.axis + 1 :])
+        return Demand(
+            length=self.dft.length,
+            taken=shape[self.axis] or 0,
+            given=self.given,
+            signals=prod(n for n in others if n is not None),
+            real_in=parts[1] is None,
+            real_out=to_real,
         )
-        return real, imaginary
 
-    def exchanged(self, parts: Parts) -> Parts:
-        """Write parts with the axis and the one behind it exchanged."""
-        order = list(range(len(self.writer.shape(_some(parts)))))
-        order[self.axis], order[self.axis + 1] = self.axis + 1, self.axis
-        real, imaginary = (
-            None if p is None else self.writer.transpose(p, order, "exchanged") for p in parts
-        )
-        return real, imaginary
+    def stages(self, weights: StageWeights, like: str) -> Stages:
+        shape = self.writer.shape(like)
+        return Stages(writer=self.writer, weights=weights, shape=shape, axis=self.axis)
 
-    def simply(self, parts: Parts, *factors: Factor) -> Parts:
+    def simply(self, parts: Parts, *factors_: Factor) -> Parts:
         """Write factors that need no product."""
-        step = Step(self.axis, AxisMap(0, factors))
+        step = Step(self.axis, AxisMap(0, factors_))
         real, imaginary = (
             applied_simply(self.writer, step, part, which) for which, part in enumerate(parts)
         )
         return real, imaginary
 
-    def along(self, parts: Parts, offset: int, *factors: Factor) -> Parts:
-        """Write both parts behind factors along the axis, or one behind it."""
-        base = self.writer.shape(_some(parts))
-        wave = Wave(real=parts[0], imaginary=parts[1], base=base)
-        return self.products.parts(wave.after(self.axis + offset, *factors))
+    def filled(self, parts: Parts, multiple: int) -> Parts:
+        """Write zeros behind parts up to a multiple of a length."""
+        taken = self.writer.shape(_some(parts))[self.axis] or 0
+        return self.simply(parts, Rows.first(-(-taken // multiple) * multiple, taken))
 
     def times(
         self, parts: Parts, values: NDArray[np.complex128], *, only_real: bool = False
     ) -> Parts:
-        """Write parts times complex constants, which stand on the axes from the axis on."""
-        behind = len(self.writer.shape(_some(parts))) - self.axis - values.ndim
-        values = values.reshape(*values.shape, *[1] * behind)
+        """Write parts times complex constants along the axis."""
+        behind = len(self.writer.shape(_some(parts))) - self.axis - 1
+        values = values.reshape(-1, *[1] * behind)
         real = self._sum(parts, (values.real, -values.imag))
         return real, None if only_real else self._sum(parts, (values.imag, values.real))
 
-    def _sum(self, parts: Parts, factors: tuple[NDArray[np.float64], ...]) -> str | None:
+    def _sum(self, parts: Parts, factors_: tuple[NDArray[np.float64], ...]) -> str | None:
         total: str | None = None
-        for part, factor in zip(parts, factors, strict=True):
+        for part, factor in zip(parts, factors_, strict=True):
             if part is None or not factor.any():
                 continue
-            term = self.writer.scaled(part, factor, "twiddled")
+            term = self.writer.scaled(part, factor, "chirped")
             total = term if total is None else self.writer.add(total, term, "sum")
         return total
 
 
-def transformed(products: "Products", step: Step, parts: Parts, *, convolve: bool) -> Parts:
+def transformed(writer: Writer, step: Step, parts: Parts, *, convolve: bool) -> Parts:
     """Write a step with one transform in it on the parts of a wave.
 
     Args:
-        products: of shorter transforms.
+        writer: of the nodes.
         step: whose map has one transform.
         parts: that it is applied to.
-        convolve: by a chirp; else in two products.
+        convolve: by a chirp; else in stages.
     """
-    factors = step.map.factors
-    place = next(i for i, factor in enumerate(factors) if isinstance(factor, Dft))
-    before, dft, behind = factors[:place], factors[place], factors[place + 1 :]
+    rank = len(writer.shape(_some(parts)))
+    last = step.axis == rank - 1 or None not in writer.shape(_some(parts))[step.axis + 1 :]
+    order = [*(i for i in range(rank) if i != step.axis), step.axis]
+    if last:
+        return _transformed(writer, step, parts, convolve)
+    there, back = (_turned(writer, parts, order), [order.index(i) for i in range(rank)])
+    return _turned(writer, _transformed(writer, Step(rank - 1, step.map), there, convolve), back)
+
+
+def _transformed(writer: Writer, step: Step, parts: Parts, convolve: bool) -> Parts:
+    found = step.map.factors
+    place = next(i for i, factor in enumerate(found) if isinstance(factor, Dft))
+    before, dft, behind = found[:place], found[place], found[place + 1 :]
     assert isinstance(dft, Dft)
-    long = _Long(products=products, axis=step.axis, dft=dft, given=bins_read(step.map))
-    if not convolve and to_real_signal(step.map):
-        parts = (_split_to_real(long, _first_half(long, parts, before)), None)
+    long = _Long(writer=writer, axis=step.axis, dft=dft, given=bins_read(step.map))
+    if to_real_signal(step.map):
+        parts = _first_half(long, parts, before)
+        parts = (_signal_by_chirp(long, parts) if convolve else _signal(long, parts), None)
     else:
         parts = _short_of_zeros(long, parts, before)
-        parts = _convolved(long, parts) if convolve else _split(long, parts)
+        parts = _convolved(long, parts) if convolve else _spectrum(long, parts)
     return long.simply(parts, *behind)
+
+
+def _turned(writer: Writer, parts: Parts, order: list[int]) -> Parts:
+    real, imaginary = (
+        None if part is None else writer.transpose(part, order, "turned") for part in parts
+    )
+    return real, imaginary
 
 
 def _short_of_zeros(long: _Long, parts: Parts, before: tuple[Factor, ...]) -> Parts:
@@ -144,56 +150,73 @@ def _first_half(long: _Long, parts: Parts, before: tuple[Factor, ...]) -> Parts:
     return long.simply(parts, *before[:-1], half)
 
 
-def _split(long: _Long, parts: Parts) -> Parts:
-    n1, n2 = split(long.dft.length) or (1, long.dft.length)
-    taken = long.writer.shape(_some(parts))[long.axis] or 0
-    rows = -(-taken // n2)  # of n2 values that are not all zeros
-    parts = long.simply(parts, Rows.first(rows * n2, taken))
-    parts = long.exchanged(long.reshaped(parts, rows, n2))  # (…, n2, n1, …)
-    parts = long.along(parts, 1, Rows.first(n1, rows), Dft(length=n1, inverse=long.dft.inverse))
-    parts = long.times(parts, _twiddles(long, n2, n1))
-    bins = -(-long.given // n1)
-    parts = long.along(
-        parts, 0, Dft(length=n2, inverse=long.dft.inverse), Rows.first(bins, n2)
-    )  # (…, k2, k1, …)
-    return long.reshaped(parts, bins * n1, over=2)
+def _spectrum(long: _Long, parts: Parts) -> Parts:
+    sizes = factors(long.demand(parts))
+    real = parts[1] is None
+    parts = long.filled(parts, prod(sizes[1:]))
+    weights = StageWeights(factors=sizes, sign=long.sign, half=real, gain=long.gain)
+    stages = long.stages(weights, _some(parts))
+    return stages.spectrum(_whole(long, parts, real=real), long.given)
 
 
-def _split_to_real(long: _Long, parts: Parts) -> str | None:
+def _whole(long: _Long, parts: Parts, *, real: bool) -> list[str]:
+    """Return the parts, zeros for one that is not there; the real one alone if `real`."""
+    whole = [p or long.writer.scaled(_some(parts), np.array(0.0), "zeros") for p in parts]
+    return whole[:1] if real else whole
+
+
+def _signal(long: _Long, parts: Parts) -> str:
     """Write the real signal of a half spectrum."""
-    length = long.dft.length
-    n1, n2 = split(length) or (1, length)
+    sizes = factors(long.demand(parts, to_real=True))
+    weights = StageWeights(factors=sizes, sign=long.sign, half=True, gain=long.gain)
     kept = long.writer.shape(_some(parts))[long.axis] or 0
-    bins = n2 // 2 + 1
-    share = np.where((np.arange(kept) == 0) | (2 * np.arange(kept) == length), 1.0, 2.0)
-    parts = long.times(parts, share.astype(complex))
-    parts = long.simply(parts, Rows.first(bins * n1, kept))
-    parts = long.reshaped(parts, bins, n1)  # (…, k2, k1, …)
-    parts = long.along(parts, 0, Rows.first(n2, bins), Dft(length=n2, inverse=True))
-    parts = long.times(parts, _twiddles(long, n2, n1))
-    parts = long.along(parts, 1, Dft(length=n1, inverse=True), Part())  # (…, n2, n1, …)
-    return long.reshaped(long.exchanged(parts), length, over=2)[0]
+    parts = long.simply(parts, Rows.first(long.dft.length // 2 + 1, kept))
+    stages = long.stages(weights, _some(parts))
+    return stages.signal(_whole(long, parts, real=False))
 
 
-def _convolved(long: _Long, parts: Parts) -> Parts:
-    n = long.dft.length
-    m = smooth_length(2 * n - 1)
-    places = np.arange(n)
-    chirp = turned(long.sign * places**2, 2 * n)
+def _signal_by_chirp(long: _Long, parts: Parts) -> str | None:
+    """Write the real signal of a half spectrum: bins that stand for two count twice."""
+    kept = np.arange(long.writer.shape(_some(parts))[long.axis] or 0)
+    alone = (kept == 0) | (2 * kept == long.dft.length)
+    return _convolved(long, parts, np.where(alone, 1.0, 2.0), only_real=True)[0]
+
+
+def _convolved(
+    long: _Long,
+    parts: Parts,
+    shares: NDArray[np.float64] | float = 1.0,
+    *,
+    only_real: bool = False,
+) -> Parts:
+    n, given = long.dft.length, long.given
+    demand = long.demand(parts)
+    sizes = chirp_factors(demand)
+    m, taken = prod(sizes), demand.taken
+    chirp = turned(long.sign * np.arange(max(n, taken, given)) ** 2, 2 * n)
     kernel = np.zeros(m, complex)
-    kernel[:n] = chirp.conj()
-    kernel[m - n + 1 :] = chirp.conj()[:0:-1]
-    taken = long.writer.shape(_some(parts))[long.axis] or 0
-    parts = long.times(parts, chirp[:taken])
-    parts = long.along(parts, 0, Rows.first(m, taken), Dft(length=m, inverse=False))
-    parts = long.times(parts, np.fft.fft(kernel) / (n if long.dft.inverse else 1))
-    given = long.given
-    parts = long.along(parts, 0, Dft(length=m, inverse=True), Rows.first(given, m))
-    return long.times(parts, chirp[:given])
+    kernel[:given] = chirp[:given].conj()
+    kernel[m - taken + 1 :] = chirp[1:taken].conj()[::-1]
+    weights = StageWeights(factors=sizes, sign=-1)
+    parts = long.filled(parts, prod(sizes[1:]))
+    stages = long.stages(weights, _some(parts))
+    length = long.writer.shape(_some(parts))[long.axis] or 0
+    x = _chirped(long, stages, parts, np.pad(chirp[:taken] * shares, (0, length - taken)))
+    y, size = stages.circulant(x, length, given, np.fft.fft(kernel) / m * long.gain)
+    return long.times(stages.separated(y, size, given), chirp[:given], only_real=only_real)
 
 
-def _twiddles(long: _Long, n2: int, n1: int) -> NDArray[np.complex128]:
-    return turned(long.sign * np.outer(np.arange(n2), np.arange(n1)), long.dft.length)
+def _chirped(long: _Long, stages: Stages, parts: Parts, chirp: NDArray[np.complex128]) -> str:
+    """Write parts times the chirp, joined; a real part gives both in one product."""
+    if parts[1] is not None or parts[0] is None:
+        return stages.joined([part or "" for part in long.times(parts, chirp)])
+    shape: Shape = long.writer.shape(parts[0])
+    behind = len(shape) - long.axis - 1
+    both = np.stack([chirp.real, chirp.imag]).reshape(2, -1, *[1] * behind)
+    x = long.writer.unsqueezed(parts[0], long.axis, "parts")
+    factor = long.writer.constant(both.astype(long.writer.dtype(x)), "chirp")
+    new = (*shape[: long.axis], 2, *shape[long.axis :])
+    return long.writer.emit("Mul", [x, factor], new, "chirped")
 
 
 def _some(parts: Parts) -> str:
