@@ -98,6 +98,7 @@ def test_transforms_stay_in_the_type_of_the_graph(dtype, bar):
 
 
 LONG = [(2048, 0, 1), (2048, 1, 1), (1800, 0, 0), (1021, 0, 1), (1021, 1, 1), (1021, 1, 0)]
+REAL_LENGTHS = [144, 225, 480, 1000]  # whose whole spectrum is asked for
 
 
 @pytest.mark.parametrize(("length", "inverse", "onesided"), LONG)
@@ -109,7 +110,40 @@ def test_long_transforms_take_few_constants(length, inverse, onesided):
     assert_close(run_onnxruntime(made, {"x": x})[0], expected(x, 1, **options))
     stored = sum(np.prod(tensor.dims) for tensor in made.graph.initializer)
     if length != 1021:  # a prime may be one matrix where that is fastest
-        assert stored < 100 * length  # one matrix would hold a thousand values for each
+        assert stored < 60 * length  # one matrix would hold a thousand for each point
+
+
+@pytest.mark.parametrize("length", REAL_LENGTHS)
+@pytest.mark.parametrize("inverse", [0, 1])
+def test_the_whole_spectrum_of_a_real_signal(length, inverse):
+    x = RNG.normal(size=(16, length, 1)).astype(np.float32)
+    made = rewritten(dft(x.shape, 1, inverse=inverse))
+    assert_close(run_onnxruntime(made, {"x": x})[0], expected(x, 1, inverse=inverse), 1e-6)
+
+
+@pytest.mark.parametrize("length", [480, 509])
+@pytest.mark.parametrize(
+    ("declared", "axis"), [(["n", "m", None], 2), (["n", None, "m"], 1), (["n", None, 5], 1)]
+)
+def test_long_transforms_stand_between_free_sizes(declared, axis, length):
+    shape = [2, 3, 3, 2]
+    shape[axis] = length
+    sizes = [length if i == axis else n for i, n in enumerate(declared)]
+    shape[2] = 5 if declared[2] == 5 else shape[2]
+    made = dft(shape, axis)
+    del made.graph.input[:]
+    made.graph.input.append(value("x", [*sizes, 2]))
+    x = RNG.normal(size=shape).astype(np.float32)
+    assert_close(run_onnxruntime(rewritten(made), {"x": x})[0], expected(x, axis), 1e-6)
+
+
+@pytest.mark.parametrize("kept", [1, 100, 400])
+@pytest.mark.parametrize("length", [1000, 1021])
+def test_a_spectrum_with_few_bins_becomes_a_long_signal(length, kept):
+    x = RNG.normal(size=(16, kept, 2)).astype(np.float32)
+    options = {"length": length, "inverse": 1, "onesided": 1}
+    made = rewritten(dft(x.shape, 1, **options))
+    assert_close(run_onnxruntime(made, {"x": x})[0], expected(x, 1, **options), 1e-6)
 
 
 def test_low_frequencies_cost_what_they_are():

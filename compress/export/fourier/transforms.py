@@ -156,7 +156,12 @@ def _spectrum(long: _Long, parts: Parts) -> Parts:
     parts = long.filled(parts, prod(sizes[1:]))
     weights = StageWeights(factors=sizes, sign=long.sign, half=real, gain=long.gain)
     stages = long.stages(weights, _some(parts))
-    return stages.spectrum(_whole(long, parts, real=real), long.given)
+    half = long.dft.length // 2 + 1
+    if not real or long.given <= half:
+        return stages.spectrum(_whole(long, parts, real=real), long.given)
+    mirrored = Rows.mirrored(half, long.dft.length)
+    kept = Rows(places=mirrored.places[: long.given], conjugated=mirrored.conjugated)
+    return long.simply(stages.spectrum(_whole(long, parts, real=real), half), kept)
 
 
 def _whole(long: _Long, parts: Parts, *, real: bool) -> list[str]:
