@@ -140,7 +140,8 @@ def _slim(
     tried: dict[str, int] = {}
 
     def look(candidate: Candidate) -> None:
-        tried[candidate.name] = _correct(candidate.network, test, data)
+        if candidate.name in TRIED:
+            tried[candidate.name] = _correct(candidate.network, test, data)
 
     job = SlimJob(
         checkpoint=adopted,
