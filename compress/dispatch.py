@@ -79,9 +79,7 @@ def _work(options: argparse.Namespace) -> None:
         largest = dispatcher.backend.max_batch
         if options.batch > largest:
             raise UserInputError(f"--batch is {options.batch}; the bundle takes at most {largest}")
-        prepared = dispatcher.manifest.preprocessing
-        if prepared is not None and not options.quiet:
-            print(f"images: {prepared.describe()}", file=sys.stderr)
+        _tell_pixels(dispatcher, files, options)
         tally = _classify(dispatcher, files, options)
     summary = {"backend": dispatcher.backend.name, **tally.to_dict()}
     print(json.dumps({"summary": summary}) if options.json else tally.to_text(), flush=True)
@@ -100,6 +98,14 @@ def _check_classes(dispatcher: Dispatcher, bundle: Path) -> None:
             "classifier, so call compress.runtime.dispatcher.Dispatcher from Python, whose `run` "
             "returns these as `outputs`"
         )
+
+
+def _tell_pixels(dispatcher: Dispatcher, files: List[Path], options: argparse.Namespace) -> None:
+    """Say what is done to pictures, where people read."""
+    prepared = dispatcher.manifest.preprocessing
+    pictures = any(path.suffix.lower() != ARRAY_SUFFIX for path in files)
+    if prepared is not None and pictures and not options.quiet and not options.json:
+        print(f"images: {prepared.describe()}", file=sys.stderr, flush=True)
 
 
 def _classify(dispatcher: Dispatcher, files: List[Path], options: argparse.Namespace) -> Tally:

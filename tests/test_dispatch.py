@@ -346,11 +346,14 @@ def test_progress_is_for_a_terminal_that_does_not_show_the_results(
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
     assert dispatch.main([str(bundle), str(folder), *options]) == 0
+    told = [line for line in err.flushed if line.startswith("images: ")]
+    assert len(told) == (0 if options else 1)  # what is done to pixels
+    progress = err.flushed[len(told) :]
     if shown:
-        assert err.flushed[0] == "\r1 of 7 images, 0 with errors"
-        assert err.flushed[-1] == "\r\x1b[K"
+        assert progress[0] == "\r1 of 7 images, 0 with errors"
+        assert progress[-1] == "\r\x1b[K"
     else:
-        assert err.flushed == []
+        assert progress == []
 
 
 def test_the_number_of_images_in_arrays_is_not_made_up(bundle, tmp_path, monkeypatch):
