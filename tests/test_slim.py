@@ -47,7 +47,10 @@ def module_lines(widths: list[int], fc_in: int) -> list[str]:
     return lines
 
 
-@pytest.mark.parametrize("ratio", [0.2, 0.4, 0.6])
+@pytest.mark.parametrize(
+    "ratio",
+    [pytest.param(0.2, marks=pytest.mark.slow), pytest.param(0.4, marks=pytest.mark.slow), 0.6],
+)
 def test_the_console_block_of_the_log(golden_file, capsys, ratio):
     code, out, _ = run(capsys, "--ratio", ratio, golden_file, "--dry-run", "--no-latency")
     assert code == 0

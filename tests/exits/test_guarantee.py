@@ -239,6 +239,7 @@ def pareto_violations(population, draws):
     return bad, certified
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [noisy_population, lambda: lifelike_table(3000, 3, 5)])
 def test_pareto_testing_keeps_its_word(make):
     bad, certified = pareto_violations(make(), DRAWS)

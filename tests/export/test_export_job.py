@@ -218,6 +218,7 @@ def test_nothing_is_left_of_an_export_that_fails(checkpoint, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_replaced_bundle_is_the_old_or_the_new_one(exported, monkeypatch, tmp_path):
     job = ExportJob(
         **{**vars(exported[0]), "output": tmp_path / "b", "exits": (0,), "thresholds": 0.5}
@@ -308,6 +309,7 @@ def test_the_newest_checkpoint_with_exits_is_found(checkpoint, tmp_path):
     assert newest_checkpoint(tmp_path) == tmp_path / "new/best.pth"
 
 
+@pytest.mark.slow
 def test_exporting_twice_gives_the_same_files(checkpoint, tmp_path):
     for name in ("a", "b"):
         export_checkpoint(

@@ -234,6 +234,6 @@ def test_real_networks_answer_as_the_foreign_code_does(file, blocks):
 @pytest.mark.real
 @pytest.mark.slow
 @needs_real
-@pytest.mark.parametrize(("file", "right"), list(zip(RESNETS, (8103, 8320), strict=True)))
-def test_real_networks_are_right_in_exactly_as_many_images_as_measured(file, right):
-    assert right_of_cifar10(compress.load(SHARED / file)) == right
+def test_a_real_network_is_right_in_exactly_as_many_images_as_measured():
+    """By a loop that shares nothing with ours but the network."""
+    assert right_of_cifar10(compress.load(SHARED / "resnet20-12fca82f.th")) == 8103

@@ -139,6 +139,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_files(tmp_path):
     command = [sys.executable, "-c", SLOW_RUN]
     for attempt in range(8):

@@ -1,5 +1,6 @@
-"""CIFAR-10 as JPEG class folders, from ../shared/data: unpacked once, read as a user would."""
+"""Real images and real trained networks, from ../shared/data, read as a user would."""
 
+import json
 import lzma
 import tarfile
 from pathlib import Path
@@ -9,10 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+from compress.adopt import main as adopt
 from compress.data.image_data import ImageData
 from compress.data.spec import load_data
+from compress.evaluate import main as evaluate
 
-ARCHIVE = Path(__file__).parents[3] / "shared" / "data" / "cifar10_jpeg.tar.xz"
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+ARCHIVE = SHARED / "cifar10_jpeg.tar.xz"
 CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
 
 pytestmark = [
@@ -31,8 +35,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def data(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> ImageData:
-    return load_data(f"folder:{folder}", cache=tmp_path_factory.mktemp("cache"))
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def data(folder: Path, cache: Path) -> ImageData:
+    return load_data(f"folder:{folder}", cache=cache)
 
 
 def test_the_folders_are_the_splits(data: ImageData) -> None:
@@ -56,3 +65,20 @@ def test_pixels_are_those_of_the_files(data: ImageData, folder: Path) -> None:
         path = folder / "test" / "automobile" / f"{number:04}.jpg"
         assert np.array_equal(pixels, np.asarray(Image.open(path)).transpose(2, 0, 1))
     assert test.labels[1000] == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "right"), [("resnet20-12fca82f.th", 8103), ("resnet56-4bfd9763.th", 8320)]
+)
+def test_a_foreign_checkpoint_is_right_in_exactly_as_many_images_as_measured(
+    data: ImageData, folder: Path, cache: Path, tmp_path: Path, capsys, file: str, right: int
+) -> None:
+    """What adopt is told once is all that evaluate needs; both integers were measured elsewhere."""
+    pixels = ["--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225", "--resize", "none"]
+    output = str(tmp_path / "network.pth")
+    assert adopt([str(SHARED / file), "--image-size", "32", *pixels, "-o", output, "-q"]) == 0
+    capsys.readouterr()
+    images = ["--data", f"folder:{folder}", "--cache", str(cache)]
+    assert evaluate([output, *images, "--json", "-q"]) == 0
+    found = json.loads(capsys.readouterr().out)["whole_network"]
+    assert (found["correct"], found["count"]) == (right, 10_000)
