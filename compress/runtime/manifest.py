@@ -404,7 +404,10 @@ def _count(value: Any, *, smallest: int = 0, largest: int = LARGEST) -> int:
 def _number(value: Any) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise ValueError(f"{value!r:.60} in place of a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as err:  # JSON has whole numbers of any length
+        raise ValueError("a number that is too large") from err
 
 
 def _text(value: Any) -> str:

@@ -71,6 +71,7 @@ def swap(value):
         pytest.param(put("segments", 0, "file", "segment_1.onnx"), "in one file", id="twice"),
         pytest.param(put("segments", 0, "threshold", 1.5), "threshold is 1.5", id="threshold"),
         pytest.param(put("segments", 0, "threshold", "0.5"), "in place of a number", id="text"),
+        pytest.param(put("segments", 0, "threshold", 10**400), "too large", id="longest"),
         pytest.param(put("segments", 0, "threshold", None), "threshold None", id="no-threshold"),
         pytest.param(put("segments", 2, "threshold", 0.5), "threshold 0.5", id="last-threshold"),
         pytest.param(put("segments", 1, "inputs", 0, "shape", [9]), "does not fit", id="shapes"),
