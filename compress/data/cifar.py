@@ -128,14 +128,8 @@ def _load(cifar: _Cifar, folder: Path, preprocessing: Preprocessing, seed: int) 
 
 
 def _preprocessing(cifar: _Cifar, image_size: Side | None) -> Preprocessing:
-    side: Side = SIDE if image_size is None else image_size
-    return Preprocessing(
-        image_size=side,
-        resize="pillow-bicubic",
-        resize_size=side if isinstance(side, int) else min(side),
-        mean=cifar.mean,
-        std=cifar.std,
-    )
+    side = SIDE if image_size is None else image_size
+    return Preprocessing.of_size(side, mean=cifar.mean, std=cifar.std)
 
 
 def _read(cifar: _Cifar, folder: Path) -> _Images:

@@ -55,11 +55,5 @@ def load_digits(
 
 
 def _preprocessing(image_size: Side | None) -> Preprocessing:
-    side: Side = DEFAULT_SIZE if image_size is None else image_size
-    return Preprocessing(
-        image_size=side,
-        resize="pillow-bicubic",
-        resize_size=side if isinstance(side, int) else min(side),
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-    )
+    side = DEFAULT_SIZE if image_size is None else image_size
+    return Preprocessing.of_size(side, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
