@@ -18,7 +18,7 @@ from compress.errors import UserInputError
 from compress.files import check_output
 
 if TYPE_CHECKING:
-    from compress.exits.plan_job import PlanJob
+    from compress.planning.job import PlanJob
 
 __all__ = ["main"]
 
@@ -93,7 +93,7 @@ def _work(options: argparse.Namespace) -> int:
         )
     output = options.output or options.source.with_suffix(".plan.json")
     check_output(output, force=options.force)
-    from compress.exits.plan_job import plan_network
+    from compress.planning.job import plan_network
 
     report = plan_network(_job(options, output))
     if options.json:
@@ -106,9 +106,9 @@ def _work(options: argparse.Namespace) -> int:
 
 
 def _job(options: argparse.Namespace, output: Path) -> "PlanJob":
-    from compress.exits.guarantee import Risk
-    from compress.exits.plan import Objective
-    from compress.exits.plan_job import PlanJob
+    from compress.planning.guarantee import Risk
+    from compress.planning.job import PlanJob
+    from compress.planning.plan import Objective
     from compress.training.processes import resolve_device
 
     risk = None

@@ -240,7 +240,7 @@ MAY_WRITE = {
     "export/bundle.py": {"write_bytes"},
     "export/lower_file.py": {"write_bytes"},
     "export/onnx_file.py": {"write_bytes"},
-    "export/benchmark_memory.py": {"write_text"},
+    "benchmark/memory.py": {"write_text"},
     "runtime/tensorrt_compiler.py": {"write_bytes"},
 }
 

@@ -2,5 +2,5 @@
 
 `deployed_form` writes a network as runtimes like it, `segments` cuts it at its exits, `graph`
 exports, `simplify`, `lowering` and `lint` fit one of `targets`, `quantise` makes int8, `parity`
-compares, `bundle` and `export_job` write. `benchmark_job` measures checkpoints and bundles.
+compares, `bundle` and `export_job` write.
 """

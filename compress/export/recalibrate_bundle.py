@@ -6,10 +6,10 @@ from pathlib import Path
 from compress.data.image_data import ImageData, Preprocessing
 from compress.data.spec import load_data
 from compress.errors import UserInputError
-from compress.exits.plan_job import replay_of
 from compress.exits.recalibrate import Recalibration, recalibrated
 from compress.export.bundle_replay import reference_rates, replay_bundle
 from compress.opened import Opening
+from compress.planning.job import replay_of
 from compress.runtime import reference_rates as reference
 from compress.runtime.manifest import Manifest, read_manifest, write_manifest
 

@@ -12,11 +12,11 @@ from compress.checkpoint import Checkpoint, read_checkpoint
 from compress.data.image_data import ImageData, Preprocessing
 from compress.data.sample import noise, pictures
 from compress.errors import CompressError, UserInputError
-from compress.exits.plan import ExitPlan, read_plan
 from compress.exits.replay import exit_numbers
 from compress.export.network_outputs import LOGITS, output_specs
 from compress.models.early_exit import GFNetDynn, with_exits
 from compress.opened import Opened, Opening, check_forward, open_checkpoint
+from compress.planning.plan import ExitPlan, read_plan
 from compress.runtime.manifest import TensorSpec
 from compress.runtime.thresholds import check_thresholds
 

@@ -6,10 +6,7 @@ from compress.data.image_data import ImageData
 from compress.errors import UserInputError
 from compress.exits.calibration import calibrate, oracle
 from compress.exits.figures import save_exit_rates, save_tradeoff
-from compress.exits.guarantee import Risk
 from compress.exits.log_text import deployment_block, sweep_block
-from compress.exits.plan import Objective, read_plan
-from compress.exits.plan_job import PlanJob, front_rows, plan_network
 from compress.exits.replay import ReplayTable, Source, fill_replay, save_replay
 from compress.exits.sweep import (
     ExitReport,
@@ -20,6 +17,9 @@ from compress.exits.sweep import (
 )
 from compress.files import sha256_of, write_text
 from compress.models.early_exit import GFNetDynn
+from compress.planning.guarantee import Risk
+from compress.planning.job import PlanJob, front_rows, plan_network
+from compress.planning.plan import Objective, read_plan
 from compress.recipe.engine import Context
 from compress.recipe.networks import network_of, opening_of
 from compress.recipe.schema import Recipe

@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from compress.benchmark.job import BenchmarkJob, SubjectSpec, benchmark
 from compress.data.image_data import ImageData
-from compress.exits.plan import read_plan
-from compress.export.benchmark_job import BenchmarkJob, SubjectSpec, benchmark
 from compress.files import write_json
+from compress.planning.plan import read_plan
 from compress.recipe.engine import Context, Outcome
 from compress.recipe.networks import opening_of
 from compress.recipe.schema import Recipe

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.exits.plan import read_plan
 from compress.export.onnx_file import onnx_session, session_runner
 from compress.measure.latency import Latency, Subject, measure_latency
 from compress.measure.macs import count
 from compress.measure.versions import hardware, versions
 from compress.models.early_exit import GFNetDynn, with_exits
+from compress.planning.plan import read_plan
 from compress.recipe.engine import Context, Outcome
 from compress.recipe.networks import network_of
 from compress.recipe.plan import BASELINE, BEGINNINGS

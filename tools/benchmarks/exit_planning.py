@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from compress.exits.costs import costs_from_table
-from compress.exits.plan import Objective
-from compress.exits.planner import plan_exits
-from compress.exits.points import PlanFront, hand_made_settings, plan_front
 from compress.exits.replay import ReplayTable, Source
+from compress.planning.costs import costs_from_table
+from compress.planning.plan import Objective
+from compress.planning.planner import plan_exits
+from compress.planning.points import PlanFront, hand_made_settings, plan_front
 
 EXITS, CLASSES = 11, 10
 STEM, BLOCK, CHECK = 200, 1000, 50  # multiply-adds

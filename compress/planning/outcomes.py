@@ -1,0 +1,55 @@
+"""What every exit says of every image, and when that counts as success."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compress.errors import UserInputError
+from compress.exits.replay import ReplayTable, decide
+from compress.planning.cuts import Settings
+
+__all__ = ["harmless", "leaving", "predictions", "right"]
+
+CHUNK = 4096  # images: the test for NaN needs a copy of the shape of the logits
+
+
+def predictions(table: ReplayTable) -> NDArray[np.int64]:
+    """Return the class (N, E+1) that each exit says; -1 where a logit is not a number."""
+    said = np.empty(table.logits.shape[:2], dtype=np.int64)
+    for start in range(0, len(table), CHUNK):
+        logits = table.logits[start : start + CHUNK]
+        broken = np.isnan(logits).any(axis=2)
+        said[start : start + CHUNK] = np.where(broken, -1, logits.argmax(axis=2))
+    return said
+
+
+def right(table: ReplayTable) -> NDArray[np.bool_]:
+    """Return (N, E+1), whether each exit says the right class; as `ReplayTable.correct`."""
+    return predictions(table) == table.labels[:, None]
+
+
+def harmless(table: ReplayTable, loss: str) -> NDArray[np.bool_]:
+    """Return (N, E+1), whether an image that leaves at an exit loses nothing.
+
+    Args:
+        table: of the images.
+        loss: "consistency": an image loses where the exit says another class than the whole
+            network. "accuracy": where the whole network is right and the exit is not; an image
+            that the exit alone gets right counts for nothing, so the share of images that lose is
+            at least the accuracy that is lost.
+
+    Raises:
+        UserInputError: the loss is another.
+    """
+    said = predictions(table)
+    if loss == "consistency":
+        return said == said[:, -1:]
+    if loss == "accuracy":
+        correct = said == table.labels[:, None]
+        return correct | ~correct[:, -1:]
+    raise UserInputError(f"the loss is {loss!r}; expected consistency or accuracy")
+
+
+def leaving(table: ReplayTable, settings: Settings) -> NDArray[np.int64]:
+    """Return the exit (N,) that each image takes, E for the final head."""
+    exits = np.array(settings.exits, dtype=np.int64)
+    return decide(table, list(settings.thresholds), exits=exits)
