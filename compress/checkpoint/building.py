@@ -15,8 +15,9 @@ from compress.checkpoint.names import closest, readings
 from compress.checkpoint.own_layout import check_size
 from compress.checkpoint.wording import first_lines
 from compress.errors import CompressError, UserInputError
-from compress.models import build
-from compress.models.factory import FACTORY_ARCH, call_factory, fit_widths_
+from compress.models import build, with_built_backbone
+from compress.models.early_exit import BACKBONE
+from compress.models.factory import FACTORY_ARCH, call_factory, factory_of, fit_widths_
 
 __all__ = ["model_from_checkpoint"]
 
@@ -41,10 +42,23 @@ def model_from_checkpoint(checkpoint: Checkpoint) -> nn.Module:
         ways = readings(state, versions_of(state))
         state = closest(ways, model.state_dict().keys(), "the checkpoint")
         fit_widths_(model, state)
+    elif factory_of(checkpoint.arch, checkpoint.config) is not None:
+        model = _with_exits(checkpoint)
     else:
         model = _built(checkpoint)
     _fill(model, state, checkpoint.arch)
     return model.eval()
+
+
+def _with_exits(checkpoint: Checkpoint) -> nn.Module:
+    """Build a network with exits around one that a factory builds."""
+    config, state = checkpoint.config, checkpoint.state_dict
+    check_size(config, state, "the checkpoint")
+    backbone = call_factory(config["backbone"]["config"]["factory"])
+    inner = {n.removeprefix(BACKBONE): t for n, t in state.items() if n.startswith(BACKBONE)}
+    fit_widths_(backbone, inner)
+    with _bounded_layers(len(state)), torch.device("meta"):
+        return with_built_backbone(backbone, config)
 
 
 def _built(checkpoint: Checkpoint) -> nn.Module:

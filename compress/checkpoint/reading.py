@@ -23,7 +23,7 @@ from compress.checkpoint.wording import first_lines
 from compress.errors import CompressError, UnsupportedModelError, UserInputError
 from compress.files import check_readable, sha256_of
 from compress.models import infer
-from compress.models.factory import FACTORY_ARCH
+from compress.models.factory import FACTORY_ARCH, factory_of
 
 __all__ = ["read_checkpoint"]
 
@@ -190,20 +190,23 @@ def _numbers(value: Any) -> list[tuple[str, int]]:
 def _with_factory(
     arch: str, config: dict[str, Any], path: Path, factory: str | None
 ) -> dict[str, Any]:
-    if arch != FACTORY_ARCH:
+    recorded = factory_of(arch, config)
+    if recorded is None and arch != FACTORY_ARCH:
         if factory is not None:
             raise UserInputError(
                 f"--model {factory} was given, but {path} holds a {arch}, which needs no --model; "
                 "leave it out"
             )
         return config
-    recorded = config.get("factory")
     if factory is None:
         raise UserInputError(
             f"the network of {path} is built by {recorded}; code is not run because a file "
             f"names it, so give --model {recorded} if you trust it"
         )
-    return {**config, "factory": factory}
+    if arch == FACTORY_ARCH:
+        return {**config, "factory": factory}
+    inner = config["backbone"]
+    return {**config, "backbone": {**inner, "config": {**inner["config"], "factory": factory}}}
 
 
 def _recognised(

@@ -1,4 +1,4 @@
-"""Multiply-adds up to each exit of a GFNet with early exits.
+"""Multiply-adds up to each exit of a network, counted by running it that far.
 
 True ones: every linear layer counts for every token, the global filter as it is executed (by FFT or
 as matrix products, formulas in `compress.models.global_filter`; one that lost frequencies always as
@@ -9,61 +9,50 @@ four features of a gate are not multiply-adds of linear layers and count nothing
 GFNet-XS at 224 pixels: 57.80 million for the patches, 232.82 million a block.
 """
 
-import re
-from typing import cast
+from typing import Any
 
-from compress.measure.macs import macs_by_layer
-from compress.models.early_exit import GFNetDynn
-from compress.models.gfnet import GFNet
+from torch import Tensor, nn
+
+from compress.measure.macs import count_macs, macs_by_layer
+from compress.models.with_exits import WithExits
 
 __all__ = ["exit_check_macs", "macs_per_exit"]
 
-EXIT_PARTS = ("intermediate_heads", "intermediate_heads_dist", "gates")
+Shape = tuple[int, int, int]
 
 
-def macs_per_exit(model: GFNet) -> list[int]:
+def macs_per_exit(model: nn.Module, image_shape: Shape) -> list[int]:
     """Return the multiply-adds of one image that leaves at exit 0, 1, …; the final head last.
 
-    An image that leaves at exit i has run the blocks up to its position, and the heads and gates
-    0 … i. A GFNet without exits gives one figure.
+    Args:
+        model: a network; one without exits gives one figure.
+        image_shape: (C, H, W).
+
+    An image that leaves at exit i has run the backbone up to there, and the heads and gates 0 … i.
     """
-    if not isinstance(model, GFNetDynn):
-        return [sum(macs_by_layer(model, _image_shape(model)).values())]
-    by_layer = _macs_with_exits(model)
-    positions = model.config["exits"]
-    spent = _part(by_layer, "patch_embed")
-    done, totals = 0, []
-    for i, position in enumerate(positions):
-        spent += sum(_part(by_layer, f"blocks.{k}") for k in range(done, position + 1))
-        spent += sum(_part(by_layer, f"{part}.{i}") for part in EXIT_PARTS)
-        done = position + 1
-        totals.append(spent)
-    spent += sum(_part(by_layer, f"blocks.{k}") for k in range(done, len(model.blocks)))
-    return [*totals, spent + _part(by_layer, "head") + _part(by_layer, "head_dist")]
+    if not isinstance(model, WithExits):
+        return [count_macs(model, image_shape)]
+    exits = range(len(model.gates) + 1)
+    return [sum(macs_by_layer(model, image_shape, _until(number)).values()) for number in exits]
 
 
-def exit_check_macs(model: GFNetDynn) -> list[int]:
-    """Return the multiply-adds of the head and the gate of every exit alone."""
-    by_layer = _macs_with_exits(model)
+def exit_check_macs(model: WithExits, image_shape: Shape) -> list[int]:
+    """Return the multiply-adds of the head and the gate of every exit alone, image (C, H, W)."""
+    by_layer = macs_by_layer(model, image_shape, _until(len(model.gates)))
+    prefixes = [
+        tuple(f"{part}.{number}." for part in model.exit_parts)
+        for number in range(len(model.gates))
+    ]
     return [
-        sum(_part(by_layer, f"{part}.{i}") for part in EXIT_PARTS) for i in range(len(model.gates))
+        sum(macs for layer, macs in by_layer.items() if f"{layer}.".startswith(mine))
+        for mine in prefixes
     ]
 
 
-def _macs_with_exits(model: GFNetDynn) -> dict[str, int]:
-    """Multiply-adds by layer when every exit is run."""
-    return macs_by_layer(
-        model,
-        _image_shape(model),
-        lambda twin, image: cast(GFNetDynn, twin).forward_all(image),
-    )
+def _until(exit_number: int) -> Any:
+    def run(twin: nn.Module, image: Tensor) -> Tensor:
+        if not isinstance(twin, WithExits):
+            raise TypeError("a network with exits is counted")
+        return twin.run_until(image, exit_number)
 
-
-def _image_shape(model: GFNet) -> tuple[int, int, int]:
-    height, width = model.config["image_size"]
-    return model.config["in_channels"], height, width
-
-
-def _part(by_layer: dict[str, int], name: str) -> int:
-    pattern = re.compile(rf"{re.escape(name)}(\..*)?")
-    return sum(macs for layer, macs in by_layer.items() if pattern.fullmatch(layer))
+    return run

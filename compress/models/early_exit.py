@@ -1,280 +1,255 @@
-"""GFNet with early exits: heads and gates behind chosen blocks.
+"""Any trained network with early exits behind its modules.
 
-The form of JEI-DNN ("Jointly-Learned Exit and Inference for a Dynamic Neural Network", Chataoui et
-al., arXiv 2310.09163): behind block p of `exits` a linear head reads the pooled tokens through the
-shared final norm, and a gate of five parameters reads four features of the head's logits. An image
-leaves at the first exit with sigmoid(gate) >= threshold.
+The network is the backbone, whole and as it was loaded. All exits at once are seen through hooks in
+one pass; the early return of one image leaves the backbone's forward from inside such a hook, so
+what stands behind the exit does not run, in any network and without tracing.
 
-Positions are 0-based block indices. Exits are numbered 0 … E-1 in the order of the network; exit E
-is the final head. Names in the state_dict are the published ones: `intermediate_heads.{i}`,
-`intermediate_heads_dist.{i}`, `gates.{i}.linear`, i the number of the exit.
+Names in the state_dict: `backbone.…`, `heads.{i}.…`, `gates.{i}.linear`, i the number of the exit.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress.errors import UnsupportedModelError, UserInputError
-from compress.models.gfnet import GFNet, initialised
-from compress.models.gfnet_layout import infer_gfnet_config, numbered
-from compress.runtime.thresholds import check_thresholds
+from compress.models.exit_head import ExitHead, tap_channels
+from compress.models.exit_spelling import Position, path_of
+from compress.models.gate import Gate
+from compress.models.outputs import logits_of
+from compress.models.rebuild import at_own_widths
+from compress.models.taps import Left, tapped
+from compress.models.with_exits import WithExits, checked_bars, numbers_of
 
-__all__ = [
-    "GATE_FEATURES",
-    "GFNetDynn",
-    "Gate",
-    "check_exit_positions",
-    "gate_features",
-    "with_exits",
-]
+__all__ = ["BACKBONE", "EarlyExitNetwork", "described_exits"]
 
-GATE_FEATURES = ("p_max", "entropy", "margin", "pow_entropy")
-# exp(-1e4) is 0 in every float type and 0 * -1e4 is 0, where 0 * -inf would be NaN.
-LOWEST_LOG = -1e4
+BACKBONE = "backbone."
 
 
-class GFNetDynn(GFNet):
-    """A GFNet with a head and a gate behind each of the blocks `exits`.
+class EarlyExitNetwork(WithExits):
+    """A network, and a head and a gate behind each of some of its modules.
 
     Args:
-        exits: 0-based block indices, ascending, the last block not among them.
-        exit_dist_heads: two heads an exit, for class and distillation token; None takes two where
-            the network is distilled. One head on a distilled network reads the mean of all tokens.
-        **config: the arguments of `GFNet`.
+        backbone: the network; its own logits are the final head's. It is taken over, not copied.
+        exits: for each exit "at", the path of its module, and what `ExitHead` takes: "head",
+            "channels", "dims"; in the order in which they run.
+        num_classes: K, at least 2.
 
     Raises:
-        UserInputError: a position is out of range, repeated, out of order or the last block.
+        UserInputError: there is no such module, one is named twice, there is no exit, or fewer
+            classes than a gate compares.
     """
 
-    arch = "gfnet_dynn"
+    arch = "early_exit"
+    exit_parts = ("heads", "gates")
 
     def __init__(
-        self, *, exits: Sequence[int], exit_dist_heads: bool | None = None, **config: Any
+        self, backbone: nn.Module, *, exits: Sequence[Mapping[str, Any]], num_classes: int
     ) -> None:
-        super().__init__(**config)
-        both = self.config["distilled"] if exit_dist_heads is None else exit_dist_heads
-        check_exit_positions(exits, len(self.blocks))
-        _check_heads(self.config, both)
-        self.config = {**self.config, "exits": list(exits), "exit_dist_heads": both}
-        self.intermediate_heads = nn.ModuleList(_head(self.config) for _ in exits)
-        if both:
-            self.intermediate_heads_dist = nn.ModuleList(_head(self.config) for _ in exits)
+        super().__init__()
+        _check_exits(backbone, [each["at"] for each in exits], num_classes)
+        self.backbone = backbone
+        self.at = tuple(str(each["at"]) for each in exits)
+        self.heads = nn.ModuleList(
+            ExitHead(
+                each["head"],
+                channels=each["channels"],
+                dims=each["dims"],
+                num_classes=num_classes,
+            )
+            for each in exits
+        )
         self.gates = nn.ModuleList(Gate() for _ in exits)
+        self.classes = num_classes
 
-    def forward_all(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Run everything; for training and for filling a replay table.
+    @property
+    def config(self) -> dict[str, Any]:  # type: ignore[override]  # widths may be cut later
+        """What builds the network again, at the widths that its layers have by now."""
+        arch, config = getattr(self.backbone, "arch", None), getattr(self.backbone, "config", None)
+        pairs = zip(self.at, self.heads, strict=True)
+        exits = [{"at": at, **head.to_config()} for at, head in pairs]
+        return {
+            "backbone": {"arch": arch, "config": config},
+            "exits": exits,
+            "num_classes": self.classes,
+        }
 
-        Returns:
-            logits (B, E+1, K) of all exits, the final head last, and gate logits (B, E).
-        """
-        return self.from_features(self.pooled_features(image))
+    @property
+    def exit_paths(self) -> tuple[str, ...]:
+        """The modules behind which the exits stand."""
+        return self.at
 
-    def pooled_features(self, image: Tensor) -> Tensor:
-        """Return what all heads read: (B, E+1, D), or (B, E+1, 2, D) of the distilled form."""
-        x = self.embed(image)
-        pooled, done = [], 0
-        for position in self.config["exits"]:
-            x, done = self.run_blocks(x, done, position + 1), position + 1
-            pooled.append(self.pool_exit(x))
-        return torch.stack([*pooled, self.pool(self.run_blocks(x, done))], dim=1)
+    @property
+    def display_name(self) -> str:
+        """The name of the backbone, and that it has exits."""
+        name = getattr(self.backbone, "display_name", type(self.backbone).__name__.lower())
+        return f"{name}_exits"
 
-    def from_features(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (B, E+1, K) and gate logits (B, E) of what `pooled_features` returned."""
-        exits = range(len(self.gates))
-        logits = [self.exit_logits(i, features[:, i]) for i in exits]
-        gates = [self.gates[i](logits[i]) for i in exits]
-        final = self.classify(features[:, -1])
-        return torch.stack([*logits, final], dim=1), torch.stack(gates, dim=1)
+    def forward(self, image: Tensor) -> Tensor:
+        """Return logits (B, K) of the final head."""
+        return logits_of(self.backbone(image))
+
+    def every_exit(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Run everything; see `WithExits.every_exit`."""
+        logits: list[Tensor] = []
+        gates: list[Tensor] = []
+
+        def see(number: int, tap: Tensor) -> None:
+            self._expect_turn(number, len(logits))
+            logits.append(self.heads[number](tap))
+            gates.append(self.gates[number](logits[number]))
+
+        with tapped(self.backbone, self.at, see):
+            final = logits_of(self.backbone(image))
+        return [*logits, final], gates
 
     @torch.inference_mode()
     def forward_early(
         self, image: Tensor, thresholds: float | Sequence[float]
     ) -> tuple[Tensor, int]:
-        """Run one image until a gate lets it go.
+        """Run one image until a gate lets it go; see `WithExits.forward_early`."""
+        bars = checked_bars(self, image, thresholds)
 
-        Args:
-            image: (1, C, H, W).
-            thresholds: one for every exit, or one for all, in [0, 1].
+        def see(number: int, tap: Tensor) -> None:
+            logits = self.heads[number](tap)
+            # The one value that an exit sends to the host; False for a gate that is no number.
+            if torch.sigmoid(self.gates[number](logits)).item() >= bars[number]:
+                raise Left(logits, number)
 
-        Returns:
-            logits (1, K) and the number of the exit, E for the final head. A gate that is not a
-            number never fires.
+        try:
+            with tapped(self.backbone, self.at, see):
+                return logits_of(self.backbone(image)), len(self.gates)
+        except Left as left:
+            return left.logits, left.exit_number
 
-        Raises:
-            UserInputError: it is not one image, or the thresholds do not fit.
-        """
-        bars = check_thresholds(thresholds, len(self.gates))
-        if len(image) != 1:
-            raise UserInputError(
-                f"forward_early was given {len(image)} images; expected one, or use forward_all"
+    def run_until(self, image: Tensor, exit_number: int) -> Tensor:
+        """Return the logits of one exit; see `WithExits.run_until`."""
+
+        def see(number: int, tap: Tensor) -> None:
+            logits = self.heads[number](tap)
+            self.gates[number](logits)
+            if number == exit_number:
+                raise Left(logits, number)
+
+        try:
+            with tapped(self.backbone, self.at, see):
+                return logits_of(self.backbone(image))
+        except Left as left:
+            return left.logits
+
+    def head_inputs(self, image: Tensor) -> list[Tensor]:
+        """Return what each head keeps of its tap, and the final logits."""
+        kept: list[Tensor] = []
+
+        def see(number: int, tap: Tensor) -> None:
+            self._expect_turn(number, len(kept))
+            kept.append(self.heads[number].read(tap))
+
+        with tapped(self.backbone, self.at, see):
+            final = logits_of(self.backbone(image))
+        return [*kept, final]
+
+    def from_head_inputs(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return what `forward_all` returns, from what `head_inputs` returned."""
+        *kept, final = inputs
+        logits = [head.classify(each) for head, each in zip(self.heads, kept, strict=True)]
+        gates = [gate(each) for gate, each in zip(self.gates, logits, strict=True)]
+        return torch.stack([*logits, final], dim=1), torch.stack(gates, dim=1)
+
+    def head_inputs_identity(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return what is read where, and the tensors of the backbone."""
+        kinds = [head.kind.partition(":")[0] == "conv" for head in self.heads]
+        backbone = self.config["backbone"]
+        return {"at": self.at, "maps": kinds, **backbone}, dict(self.backbone.state_dict())
+
+    def with_positions(self, positions: Sequence[Position]) -> "EarlyExitNetwork":
+        """Return a network with some of these exits alone; nothing is shared."""
+        twin = copy.deepcopy(self)
+        numbers = numbers_of(positions, self)
+        twin.at = tuple(self.at[number] for number in numbers)
+        twin.heads = nn.ModuleList(twin.heads[number] for number in numbers)
+        twin.gates = nn.ModuleList(twin.gates[number] for number in numbers)
+        return twin
+
+    def at_own_widths(self) -> "EarlyExitNetwork":
+        """Return the network with a backbone whose configuration says how wide it is by now."""
+        self.backbone = at_own_widths(self.backbone)
+        return self
+
+    def no_weight_decay(self) -> set[str]:
+        """Return names of parameters that training must not decay: those of the backbone."""
+        listed = getattr(self.backbone, "no_weight_decay", None)
+        return {BACKBONE + name for name in listed()} if callable(listed) else set()
+
+    def _expect_turn(self, number: int, turn: int) -> None:
+        if number != turn:
+            raise UnsupportedModelError(
+                f"module {self.at[number]!r} runs before {self.at[turn]!r}, but its exit is named "
+                "behind that one's; expected exits in the order in which they run"
             )
-        x, done = self.embed(image), 0
-        for i, (position, bar) in enumerate(zip(self.config["exits"], bars, strict=True)):
-            x, done = self.run_blocks(x, done, position + 1), position + 1
-            logits, gate = self.exit_outputs(i, x)
-            if torch.sigmoid(gate).item() >= bar:  # the one value an exit sends to the host
-                return logits, i
-        return self.classify(self.pool(self.run_blocks(x, done))), len(self.gates)
-
-    def exit_outputs(self, i: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (B, K) and gate logit (B,) of exit `i` for the tokens (B, N, D) there."""
-        logits = self.exit_logits(i, self.pool_exit(x))
-        return logits, self.gates[i](logits)
-
-    def pool_exit(self, x: Tensor) -> Tensor:
-        """Return what the head of an exit reads, in the shape of `pool`."""
-        if self.config["distilled"] and not self.config["exit_dist_heads"]:
-            mean = self.average(self.norm(x))
-            return mean[:, None].expand(-1, 2, -1)  # one head reads either
-        return self.pool(x)
-
-    def exit_logits(self, i: int, pooled: Tensor) -> Tensor:
-        """Return logits (B, K) of exit `i` for features of `pool_exit`."""
-        head = self.intermediate_heads[i]
-        if not self.config["distilled"]:
-            return head(pooled)
-        if not self.config["exit_dist_heads"]:
-            return head(pooled[:, 0])
-        return (head(pooled[:, 0]) + self.intermediate_heads_dist[i](pooled[:, 1])) / 2
-
-    @property
-    def display_name(self) -> str:
-        """A name such as "gfnet_dynn_12_384"."""
-        return super().display_name.replace("gfnet", "gfnet_dynn", 1)
-
-    @classmethod
-    def infer_config(
-        cls, state: Mapping[str, Tensor], exits: Sequence[int] | None = None
-    ) -> dict[str, Any] | None:
-        """Read the configuration from the names and shapes of a state_dict.
-
-        Args:
-            state: tensors by name.
-            exits: positions of the exits. None takes all blocks but the last where there are as
-                many heads; names and shapes do not tell them otherwise.
-
-        Returns:
-            None where the names are not those of a GFNet with early exits.
-
-        Raises:
-            UnsupportedModelError: shapes that fit none, or positions that are not known.
-        """
-        heads = numbered(state, r"intermediate_heads\.(\d+)\.weight")
-        config = infer_gfnet_config(state) if heads else None
-        if config is None:
-            return None
-        return {
-            **config,
-            "exits": _positions(heads, len(config["hidden"]), exits),
-            "exit_dist_heads": "intermediate_heads_dist.0.weight" in state,
-        }
 
 
-class Gate(nn.Module):
-    """A linear layer on four features of an exit's logits; no gradient reaches the logits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(len(GATE_FEATURES), 1)
-
-    def forward(self, logits: Tensor) -> Tensor:
-        """Return gate logits (…,) of logits (…, K)."""
-        return self.linear(gate_features(logits.detach())).squeeze(-1)
-
-
-def gate_features(logits: Tensor) -> Tensor:
-    """Return [p_max, entropy, margin, pow_entropy] (…, 4) of logits (…, K), K at least 2.
-
-    With p = softmax(logits), largest first: p_max = p_1, margin = p_1 - p_2, entropy of p, and
-    entropy of p² normalised, in nats. Saturated logits give 0 where the limit is 0; logits that are
-    not numbers give features that are not.
-    """
-    log_p = F.log_softmax(logits.float(), dim=-1).clamp(min=LOWEST_LOG)
-    log_q = F.log_softmax(2 * log_p, dim=-1).clamp(min=LOWEST_LOG)
-    p = log_p.exp()
-    top = p.topk(2, dim=-1).values
-    entropies = [-(log.exp() * log).sum(-1) for log in (log_p, log_q)]
-    return torch.stack([top[..., 0], entropies[0], top[..., 0] - top[..., 1], entropies[1]], dim=-1)
-
-
-def with_exits(
-    model: GFNet, exits: Sequence[int], *, exit_dist_heads: bool | None = None
-) -> GFNetDynn:
-    """Return a network with exits at other positions, in the mode of the original.
+@torch.inference_mode()
+def described_exits(
+    backbone: nn.Module, positions: Sequence[Position], image: Tensor, head: str
+) -> tuple[list[dict[str, Any]], int]:
+    """Return `exits`, in the order in which they run, and `num_classes` of an `EarlyExitNetwork`.
 
     Args:
-        model: a GFNet, or one with exits: heads and gates at positions that stay are taken along,
-            so this also drops the exits that nobody uses. Left as it is; nothing is shared.
-        exits: the positions, as in `GFNetDynn`.
-        exit_dist_heads: as in `GFNetDynn`; None keeps what `model` has.
+        backbone: in eval mode.
+        positions: where exits shall stand.
+        image: (2, C, H, W); two, so that a tap without a batch is noticed.
+        head: kind of all heads, see `ExitHead`; "conv" alone takes as many channels as the last
+            map of the network has.
+
+    Raises:
+        UserInputError: there is no such module, one is named twice, or the kind is not known.
+        UnsupportedModelError: a module runs twice or never, or gives what no exit can read.
     """
-    former: list[int] = model.config.get("exits", [])
-    if exit_dist_heads is None:
-        exit_dist_heads = model.config.get("exit_dist_heads")
-    config = {**model.config, "exits": exits, "exit_dist_heads": exit_dist_heads}
-    twin = GFNetDynn(**config)
-    state = twin.state_dict()
-    for name, tensor in model.state_dict().items():
-        part, _, rest = name.partition(".")
-        if part in ("intermediate_heads", "intermediate_heads_dist", "gates"):
-            number, _, rest = rest.partition(".")
-            position = former[int(number)]
-            name = f"{part}.{list(exits).index(position)}.{rest}" if position in exits else ""
-        if name in state:
-            state[name] = tensor
-    twin.load_state_dict(state)
-    return twin.to(model.pos_embed.device).train(model.training)
+    paths = [path_of(position) for position in positions]
+    _check_exits(backbone, paths, 2)
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def see(number: int, tap: Tensor) -> None:
+        if len(tap) != len(image):
+            raise UnsupportedModelError(
+                f"module {paths[number]!r} gives a tensor of shape {tuple(tap.shape)} for "
+                f"{len(image)} images; expected one row an image"
+            )
+        shapes[paths[number]] = tuple(tap.shape)
+
+    with tapped(backbone, paths, see):
+        logits = logits_of(backbone(image))
+    kind = f"conv:{_last_width(backbone)}" if head == "conv" else head
+    exits = [
+        {"at": at, "head": kind, "channels": tap_channels(shape, at), "dims": len(shape)}
+        for at, shape in shapes.items()
+    ]
+    return exits, logits.shape[-1]
 
 
-def check_exit_positions(exits: Sequence[int], depth: int) -> None:
-    """Raise UserInputError unless exits can stand behind these blocks of a network of `depth`."""
-    wanted = f"expected different block indices from 0 to {depth - 2}, ascending"
-    positions = list(exits)
-    if not positions:
+def _last_width(backbone: nn.Module) -> int:
+    widths = [layer.out_channels for layer in backbone.modules() if isinstance(layer, nn.Conv2d)]
+    return widths[-1] if widths else 64
+
+
+def _check_exits(backbone: nn.Module, paths: Sequence[str], num_classes: int) -> None:
+    wanted = "expected paths of modules, see python -m compress.exits list"
+    if not paths:
         raise UserInputError(f"no exit position is given; {wanted}")
-    for position in positions:
-        if not isinstance(position, int) or not 0 <= position < depth:
-            raise UserInputError(f"exit position {position!r} is out of range; {wanted}")
-    if depth - 1 in positions:
+    known = {name for name, _ in backbone.named_modules() if name}
+    for path in paths:
+        if path not in known:
+            raise UserInputError(
+                f"{type(backbone).__name__} has no module {path!r:.100} to put an exit behind; "
+                f"{wanted}"
+            )
+    if len(set(paths)) < len(paths):
+        raise UserInputError(f"exit positions {', '.join(paths)} repeat themselves; {wanted}")
+    if num_classes < 2:
         raise UserInputError(
-            f"exit position {depth - 1} is the last block, where the final head is; {wanted}"
+            f"the number of classes is {num_classes}; a gate compares the two most likely ones, so "
+            "expected at least 2"
         )
-    if len(set(positions)) < len(positions):
-        raise UserInputError(f"exit positions {positions} repeat themselves; {wanted}")
-    if positions != sorted(positions):
-        raise UserInputError(f"exit positions {positions} are out of order; {wanted}")
-
-
-def _head(config: Mapping[str, Any]) -> nn.Linear:
-    return initialised(nn.Linear(config["width"], config["num_classes"]))
-
-
-def _check_heads(config: Mapping[str, Any], both: bool) -> None:
-    if both and not config["distilled"]:
-        raise UserInputError(
-            "two heads an exit are asked for, but the network has no distillation token; expected "
-            "exit_dist_heads only with distilled"
-        )
-    if config["num_classes"] < 2:
-        raise UserInputError(
-            f"the number of classes is {config['num_classes']}; a gate compares the two most "
-            "likely ones, so expected at least 2"
-        )
-
-
-def _positions(heads: int, depth: int, exits: Sequence[int] | None) -> list[int]:
-    if exits is None and heads != depth - 1:
-        raise UnsupportedModelError(
-            f"the checkpoint has {heads} early exits on {depth} blocks and does not say behind "
-            "which; give their 0-based block positions (exits)"
-        )
-    positions = list(range(depth - 1)) if exits is None else list(exits)
-    if len(positions) != heads:
-        raise UserInputError(
-            f"{len(positions)} exit positions are given, but the checkpoint has {heads} early "
-            "exits; expected one position each"
-        )
-    return positions

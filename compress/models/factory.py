@@ -8,13 +8,14 @@ import importlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compress.errors import UnsupportedModelError, UserInputError
 
-__all__ = ["FACTORY_ARCH", "build_from_factory", "call_factory", "fit_widths_"]
+__all__ = ["FACTORY_ARCH", "build_from_factory", "call_factory", "factory_of", "fit_widths_"]
 
 FACTORY_ARCH = "factory"
 TENSORS = ("weight", "bias", "running_mean", "running_var")
@@ -62,6 +63,15 @@ def call_factory(factory: str) -> nn.Module:
     model.arch = FACTORY_ARCH  # type: ignore[assignment]
     model.config = {"factory": factory}  # type: ignore[assignment]
     return model.eval()
+
+
+def factory_of(arch: str, config: Mapping[str, Any]) -> str | None:
+    """Return the factory that a checkpoint names for its network, or for what has exits in it."""
+    inner = config.get("backbone")
+    if isinstance(inner, Mapping):
+        arch, config = inner.get("arch", ""), inner.get("config") or {}
+    named = config.get("factory") if arch == FACTORY_ARCH else None
+    return str(named) if named is not None else None
 
 
 def fit_widths_(model: nn.Module, state: Mapping[str, Tensor]) -> None:

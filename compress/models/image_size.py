@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from compress.errors import UserInputError
+from compress.models.early_exit import EarlyExitNetwork
 from compress.models.gfnet import GFNet
 from compress.models.gfnet_resize import resized
 from compress.models.rebuild import rebuilt
@@ -16,6 +17,8 @@ COMMON = 32  # sizes that networks are trained at are multiples of it
 
 def built_for(model: nn.Module) -> tuple[int, int] | None:
     """Return the only height and width, pixels, that a network takes; None where it takes more."""
+    if isinstance(model, EarlyExitNetwork):
+        return built_for(model.backbone)
     size = getattr(model, "config", {}).get("image_size")
     if size is None:
         return None
@@ -25,6 +28,8 @@ def built_for(model: nn.Module) -> tuple[int, int] | None:
 
 def published_size(model: nn.Module) -> tuple[int, int] | None:
     """Return the size that networks of this family were published for; None where none is known."""
+    if isinstance(model, EarlyExitNetwork):
+        return published_size(model.backbone)
     side = getattr(model, "default_input_size", None)
     return (side, side) if isinstance(side, int) else None
 
@@ -61,6 +66,8 @@ def unusual_size(model: nn.Module) -> str | None:
 
     Patches tell a size up to a remainder: 37 patches of 16 are an image of 592 to 607 pixels.
     """
+    if isinstance(model, EarlyExitNetwork):
+        return unusual_size(model.backbone)
     if not isinstance(model, GFNet) or all(
         side % COMMON == 0 for side in model.config["image_size"]
     ):
@@ -74,6 +81,8 @@ def unusual_size(model: nn.Module) -> str | None:
 
 def input_channels(model: nn.Module) -> int:
     """Return the channels of the images that a network takes, by what its first layer reads."""
+    if isinstance(model, EarlyExitNetwork):
+        return input_channels(model.backbone)
     told: Any = getattr(model, "config", {}).get("in_channels")
     if isinstance(told, int):
         return told

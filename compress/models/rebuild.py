@@ -26,6 +26,15 @@ class ReadsWidths(Protocol):
         ...
 
 
+@runtime_checkable
+class KnowsItsWidths(Protocol):
+    """A network that holds another, and rebuilds that one itself."""
+
+    def at_own_widths(self) -> nn.Module:
+        """Return the network with configurations that say how wide it is by now."""
+        ...
+
+
 def rebuilt(model: Network, state: Mapping[str, Tensor], **changes: Any) -> Network:
     """Return a network of the same class with another configuration, in the mode of the original.
 
@@ -49,6 +58,8 @@ def at_own_widths(network: nn.Module) -> nn.Module:
     Raises:
         UnsupportedModelError: the tensors are not those of its class any more.
     """
+    if isinstance(network, KnowsItsWidths):
+        return network.at_own_widths()
     if not isinstance(network, ReadsWidths):
         return network
     state = network.state_dict()

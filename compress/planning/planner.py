@@ -6,8 +6,8 @@ the images can certify (`compress.planning.guarantee`).
 A threshold an exit is much freedom, and a front fits the images that it was found on: of 10,000
 lifelike images with 11 exits (tests/planning/plan_tables.py) the search made 0.5 points of drop
 that were 1.1 on new images, of 2000 images 1.9. Its points are still the better ones at equal
-accuracy; they do not keep what was asked for. So a plan is better chosen with `held_out`, and where a bound
-must hold, with a guarantee.
+accuracy; they do not keep what was asked for. So a plan is better chosen with `held_out`, and where
+a bound must hold, with a guarantee.
 """
 
 from collections.abc import Sequence
