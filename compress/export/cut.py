@@ -141,14 +141,17 @@ class _Plan:
         return {v for v in found if v in self.depends and self.maker.get(v) not in here}
 
     def is_view(self, number: int, value: str) -> bool:
-        """Whether a value is a view of others that the segment has anyway."""
-        place = self.maker[value]
-        if self.nodes[place].op_type not in VIEWS:
+        """Whether a value is a view, or a view of views, of others that the segment has anyway."""
+        return self._is_view_of(value, self.wanted(number) - {value}, self.parts[number].again)
+
+    def _is_view_of(self, value: str, given: set[str], again: set[int]) -> bool:
+        place = self.maker.get(value)
+        if place is None or self.nodes[place].op_type not in VIEWS:
             return False
-        given = self.wanted(number) - {value}
-        again = self.parts[number].again
-        needs = self.reads[place] & self.depends
-        return all(need in given or self.maker.get(need) in again for need in needs)
+        return all(
+            need in given or self.maker.get(need) in again or self._is_view_of(need, given, again)
+            for need in self.reads[place] & self.depends
+        )
 
     def crossing(self) -> set[str]:
         """Return all that some segment must be given, apart from the image."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from compress.export.deployed_form import deployed_form
 from compress.export.graph import graph_from_module
-from compress.models.early_exit import GFNetDynn
+from compress.models.gfnet_dynn import GFNetDynn
 
 SIZE, CLASSES = 16, 5
 
@@ -98,12 +98,10 @@ class AllExits(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         network: GFNetDynn = self.network  # type: ignore[assignment]
-        x, found, done = network.embed(image), [], 0
-        for i, position in enumerate(network.config["exits"]):
-            x, done = network.run_blocks(x, done, position + 1), position + 1
-            logits, gate = network.exit_outputs(i, x)
-            found += [logits, torch.sigmoid(gate)]
-        return (*found, network.classify(network.pool(network.run_blocks(x, done))))
+        logits, gates = network.every_exit(image)
+        pairs = zip(logits[:-1], gates, strict=True)
+        found = [each for head, gate in pairs for each in (head, torch.sigmoid(gate))]
+        return (*found, logits[-1])
 
 
 NETWORKS = {
