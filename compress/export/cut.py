@@ -30,7 +30,7 @@ from compress.export.graph_facts import inner_reads
 from compress.export.graph_outputs import moved_aside, rename_values_
 from compress.export.graph_tidy import tidy_
 from compress.optional import require
-from compress.runtime.manifest import TensorSpec
+from compress.runtime.manifest import ITEM_BYTES, TensorSpec
 
 if TYPE_CHECKING:
     import onnx
@@ -238,7 +238,14 @@ def _check_cheap(plan: _Plan, place: int, values: Values) -> None:
 
 
 def _names_of_crossing(plan: _Plan) -> dict[str, str]:
-    made = sorted(plan.crossing(), key=lambda v: (plan.maker[v], v))
+    """Number what crosses in the order in which the segments make it."""
+
+    def made_at(value: str) -> tuple[int, int, str]:
+        place = plan.maker[value]
+        segment = next(i for i, part in enumerate(plan.parts) if place in part.nodes)
+        return segment, place, value
+
+    made = sorted(plan.crossing(), key=made_at)
     return {value: f"{CROSSING}_{number}" for number, value in enumerate(made)}
 
 
@@ -325,6 +332,11 @@ def _spec(name: str, seen: Seen) -> TensorSpec:
     if seen.shape is None:
         raise UnsupportedModelError(
             f"the first dimension of {name} is not that of the images; expected one row an image"
+        )
+    if seen.dtype not in ITEM_BYTES:
+        raise UnsupportedModelError(
+            f"{name} would go on to a later segment as {seen.dtype}; expected one of "
+            f"{', '.join(ITEM_BYTES)}, so cast it, or put the exit behind another layer"
         )
     return TensorSpec(name, seen.dtype, seen.shape)
 

@@ -13,6 +13,7 @@ result, which costs next to nothing and whose rounding would go straight into lo
 """
 
 import logging
+import re
 import tempfile
 import warnings
 from collections import Counter
@@ -37,7 +38,7 @@ Feed = Mapping[str, np.ndarray]
 
 SMALLEST_OPSET = 13  # of QuantizeLinear with an axis
 LINEAR = ("MatMul", "Gemm", "Conv")
-CARRIED = "hidden"  # goes on to the next segment; every other output is a result
+CROSSING = re.compile(r"hidden_\d+")  # goes on to a later segment; other outputs are results
 PURPOSE = "quantising to int8"
 
 
@@ -113,15 +114,12 @@ def faster_than(
     Raises:
         ToolchainError: ONNX Runtime is missing or cannot read a graph.
     """
-    onnx = require("onnx", PURPOSE)
-    runs = {}
-    with tempfile.TemporaryDirectory(prefix="compress-int8-") as folder:
-        for name, proto in (("candidate", candidate), ("reference", reference)):
-            path = Path(folder) / f"{name}.onnx"
-            onnx.save(proto, path)
-            session = onnx_session(path, threads=threads)
-            runs[name] = _Run(session, dict(feed))
-        latency = measure_latency(runs, max_seconds=max_seconds, progress=False)
+    graphs = {"candidate": candidate, "reference": reference}
+    runs = {
+        name: _Run(onnx_session(proto, threads=threads), dict(feed))
+        for name, proto in graphs.items()
+    }
+    latency = measure_latency(runs, max_seconds=max_seconds, progress=False)
     return latency["reference"].median_ms / latency["candidate"].median_ms
 
 
@@ -248,7 +246,7 @@ def _float_constants(proto: "onnx.ModelProto") -> dict[str, int]:
 def _last_before_results(proto: "onnx.ModelProto", linear: set[str]) -> set[str]:
     """Return the Linear layers from which a result is reached without another one between."""
     maker = {output: node for node in proto.graph.node for output in node.output}
-    todo = [output.name for output in proto.graph.output if output.name != CARRIED]
+    todo = [output.name for output in proto.graph.output if CROSSING.fullmatch(output.name) is None]
     seen: set[str] = set()
     found: set[str] = set()
     while todo:
