@@ -10,7 +10,7 @@ import torch
 
 from compress.checkpoint import save
 from compress.export_trt import main
-from compress.models.early_exit import GFNetDynn, with_exits
+from compress.models.gfnet_dynn import GFNetDynn, gfnet_with_exits as with_exits
 from compress.models.gfnet import gfnet
 from compress.runtime.manifest import read_manifest
 from tools.tensorrt_fixtures import FOLDER, is_installed

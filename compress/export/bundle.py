@@ -192,9 +192,9 @@ def _in_int8(
     parts: Sequence[GraphSegment], feeds: Sequence[list[Tensors]], target: Target, keep_int8: bool
 ) -> list[_Written]:
     """Return every segment in int8; one without a layer for it stays float, where others have."""
-    counts = [len(linear_nodes(part.proto)) for part in parts]
+    counts = [len(linear_nodes(part.proto, _crossing(part))) for part in parts]
     return [
-        _int8(part.proto, feed, target, keep_int8)
+        _int8(part, feed, target, keep_int8)
         if count or not any(counts)
         else _Written(proto=part.proto, precision="fp32")
         for part, feed, count in zip(parts, feeds, counts, strict=True)
@@ -202,7 +202,7 @@ def _in_int8(
 
 
 def _int8(
-    graph: "onnx.ModelProto",
+    part: GraphSegment,
     feeds: Sequence[Mapping[str, Any]],
     target: Target,
     keep_int8: bool,
@@ -211,12 +211,18 @@ def _int8(
 
     Only ONNX Runtime's speed can be measured on any machine; for a device, int8 is what was asked.
     """
-    found = quantised(graph, feeds, float_weights=target.int8_float_weights)
-    gain = faster_than(found, graph, feeds[0]) if target.name == "onnxruntime" else None
+    found = quantised(
+        part.proto, feeds, crossing=_crossing(part), float_weights=target.int8_float_weights
+    )
+    gain = faster_than(found, part.proto, feeds[0]) if target.name == "onnxruntime" else None
     if gain is None or gain > 1 or keep_int8:
         check_lint(found, target)
         return _Written(proto=found, precision="int8", gain=gain)
-    return _Written(proto=graph, precision="fp32", gain=gain)
+    return _Written(proto=part.proto, precision="fp32", gain=gain)
+
+
+def _crossing(part: GraphSegment) -> list[str]:
+    return [spec.name for spec in part.gives]
 
 
 def _macs_of_segments(network: nn.Module, source: ExportSource) -> list[int]:

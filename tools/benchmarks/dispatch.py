@@ -30,7 +30,7 @@ from compress.export.onnx_file import onnx_session
 from compress.export.quantise import quantised
 from compress.measure.latency import Subject, measure_latency
 from compress.measure.versions import hardware
-from compress.models.early_exit import Gate, GFNetDynn, with_exits
+from compress.models.gfnet_dynn import Gate, GFNetDynn, gfnet_with_exits as with_exits
 from compress.models.gfnet import gfnet
 from compress.runtime.dispatcher import Dispatcher
 
