@@ -1,10 +1,11 @@
 """Segments as TensorRT engines: what crosses stays on the device, one gate an image comes back.
 
 Everything has its address for life. A tensor that crosses between segments lies in memory that no
-other uses while it lives (see compress.runtime.tensor_memory). One activation buffer, as large as the hungriest engine needs, serves all, as
-they run one after another in one stream. Gates and logits are written straight into host memory
-that is mapped into the device, so nothing is copied back; the host waits once per segment. Further
-outputs, which may be large, stay on the device until they are asked for.
+other uses while it lives (see compress.runtime.tensor_memory). One activation buffer, as large as
+the hungriest engine needs, serves all, as they run one after another in one stream. Gates and
+logits are written straight into host memory that is mapped into the device, so nothing is copied
+back; the host waits once per segment. Further outputs, which may be large, stay on the device until
+they are asked for.
 
 A segment with a number of images is put into the stream as it is the first time, and recorded as a
 CUDA graph for all later times. NVIDIA says that a context must not change behind its graph, so

@@ -141,7 +141,9 @@ def _tensor(trt: Any, engine: Any, name: str) -> Tensor:
 
 def _expected(segment: Segment, batch: Any) -> List[Tensor]:
     sides = (("takes", segment.inputs), ("gives", segment.outputs))
-    tensors = [(way, s.file_name, s.dtype, (batch, *s.shape)) for way, specs in sides for s in specs]
+    tensors = [
+        (way, s.file_name, s.dtype, (batch, *s.shape)) for way, specs in sides for s in specs
+    ]
     return sorted(tensors, key=_by_name)
 
 

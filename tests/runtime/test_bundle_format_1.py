@@ -4,10 +4,15 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from compress.errors import UserInputError
+from compress.runtime.dispatcher import Dispatcher
 from compress.runtime.manifest import MANIFEST, TensorSpec, read_manifest, write_manifest
+from compress.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from tests.export.triton_bundles import BATCH, THRESHOLDS, early_exit, images_with
+from tests.runtime.test_dispatcher import GatheringBackend
 
 OLD = Path(__file__).with_name("format_1.bundle")
 
@@ -83,3 +88,24 @@ def test_what_cannot_be_is_refused_as_before(bundle, change, message):
     with pytest.raises(UserInputError, match=message) as caught:
         read_changed(bundle, change)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("backend", [OnnxRuntimeBackend, GatheringBackend])
+def test_it_decides_as_numpy_and_as_it_did(bundle, backend):
+    gates = np.random.default_rng(0).choice([0, 0.25, 0.5, 0.75, np.nan], (3 * BATCH, 2))
+    images = images_with(gates)
+    logits, exits = early_exit(images, THRESHOLDS, "float16")
+    runner = backend(bundle, read_manifest(bundle), device="cpu")
+    with Dispatcher(bundle, runner) as dispatcher:
+        found = dispatcher.run(images)
+        assert found.exits.tolist() == exits[:, 0].tolist()
+        np.testing.assert_allclose(found.logits, logits, rtol=1e-5, atol=1e-5)
+        for image, exit_index in zip(images, exits[:, 0], strict=True):
+            assert dispatcher.run(image).exits.tolist() == [exit_index]
+    assert np.bincount(exits[:, 0]).min() > 2
+
+
+def test_written_again_it_still_runs(bundle):
+    write_manifest(read_manifest(bundle), bundle)
+    with Dispatcher(bundle, "onnxruntime") as dispatcher:
+        assert dispatcher.run(images_with([[1, 0], [0, 0], [0, 1]])).exits.tolist() == [0, 2, 1]
