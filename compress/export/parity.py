@@ -18,6 +18,7 @@ from compress.errors import AccuracyError
 from compress.export.network_outputs import LOGITS
 from compress.export.output_error import output_error, output_errors, worst_output
 from compress.export.segments import SegmentModule
+from compress.runtime.decision import first_exit
 
 __all__ = ["TOLERANCES", "BundleParity", "check_parity", "measure_parity"]
 
@@ -203,9 +204,9 @@ def _joined(runs: list[list[Outputs]]) -> list[Outputs]:
 
 
 def _exits(run: Sequence[Outputs], thresholds: Sequence[float]) -> NDArray[np.int64]:
-    fires = [s["gate"].astype(np.float64) >= t for s, t in zip(run, thresholds, strict=False)]
     images = len(next(iter(run[0].values())))
-    return np.stack([*fires, np.ones(images, dtype=bool)]).argmax(axis=0)
+    gates = [s["gate"] for s, _ in zip(run, thresholds, strict=False)]
+    return first_exit(np.array(gates).reshape(len(thresholds), images).T, thresholds)
 
 
 def _in_float32(values: NDArray[Any]) -> NDArray[Any]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from compress.errors import UnsupportedModelError, UserInputError
 from compress.models.gfnet import GFNet, initialised
 from compress.models.gfnet_layout import infer_gfnet_config, numbered
+from compress.runtime.decision import leaves
 from compress.runtime.thresholds import check_thresholds
 
 __all__ = [
@@ -115,7 +116,7 @@ class GFNetDynn(GFNet):
         for i, (position, bar) in enumerate(zip(self.config["exits"], bars, strict=True)):
             x, done = self.run_blocks(x, done, position + 1), position + 1
             logits, gate = self.exit_outputs(i, x)
-            if torch.sigmoid(gate).item() >= bar:  # the one value an exit sends to the host
+            if leaves(torch.sigmoid(gate).item(), bar):  # the one value an exit sends to the host
                 return logits, i
         return self.classify(self.pool(self.run_blocks(x, done))), len(self.gates)
 
