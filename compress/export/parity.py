@@ -20,6 +20,7 @@ from compress.export.chain import Tensors, joined, run_chain, run_segment
 from compress.export.network_outputs import LOGITS
 from compress.export.output_error import output_error, output_errors, worst_output
 from compress.export.whole_network import WholeNetwork
+from compress.runtime.decision import first_exit
 
 __all__ = ["TOLERANCES", "BundleParity", "check_parity", "measure_parity"]
 
@@ -189,9 +190,9 @@ def _own_error(found: Tensors, wanted: Mapping[str, NDArray[Any]]) -> float:
 
 
 def _exits(run: Sequence[Tensors], thresholds: Sequence[float]) -> NDArray[np.int64]:
-    fires = [s["gate"].astype(np.float64) >= t for s, t in zip(run, thresholds, strict=False)]
     images = len(next(iter(run[0].values())))
-    return np.stack([*fires, np.ones(images, dtype=bool)]).argmax(axis=0)
+    gates = [s["gate"] for s, _ in zip(run, thresholds, strict=False)]
+    return first_exit(np.array(gates).reshape(len(thresholds), images).T, thresholds)
 
 
 def _worst(errors: Iterable[float]) -> float:
