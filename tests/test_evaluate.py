@@ -11,7 +11,7 @@ from compress.data.spec import load_data
 from compress.evaluate import main
 from compress.exits import evaluation
 from compress.exits.replay import load_replay
-from compress.models.early_exit import GFNetDynn
+from compress.models.gfnet_dynn import GFNetDynn
 from tests.slimming.test_surgery import tiny_vgg
 
 TINY = {"image_size": 16, "patch_size": 4, "width": 16, "depth": 4, "num_classes": 10}
@@ -115,9 +115,9 @@ def test_a_network_without_exits(tmp_path, capsys):
 
 
 def test_a_foreign_checkpoint_needs_the_positions_of_its_heads(network, tmp_path, capsys):
-    from compress.models.early_exit import with_exits
+    from compress.models.gfnet_dynn import gfnet_with_exits
 
-    two = with_exits(network, [0, 2])
+    two = gfnet_with_exits(network, [0, 2])
     torch.save({"model": two.state_dict(), "acc": 97.0, "epoch": 3}, tmp_path / "foreign.pth")
     arguments = [tmp_path / "foreign.pth", "--data", "digits", "--image-size", "16"]
     code, _, err = run(capsys, *arguments)

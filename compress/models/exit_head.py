@@ -70,11 +70,11 @@ class ExitHead(nn.Module):
 
     def read(self, tap: Tensor) -> Tensor:
         """Return what is kept of a tap: of a "conv" head the map, else pooled features (B, …)."""
-        return tap if hasattr(self, "see") else self._pooled(tap)
+        return tap if self.reads_map else self._pooled(tap)
 
     def classify(self, kept: Tensor) -> Tensor:
         """Return logits (B, K) of what `read` gave."""
-        if hasattr(self, "see"):
+        if self.reads_map:
             kept = self._pooled(self.see(kept))
         return self.classifier(kept)
 
@@ -83,19 +83,22 @@ class ExitHead(nn.Module):
             return torch.cat([tap.mean(dim=(2, 3)), tap.amax(dim=(2, 3))], dim=1)
         return self.average(tap)
 
+    @property
+    def reads_map(self) -> bool:
+        """Whether it sees the whole map, not features pooled over it."""
+        return self.kind.startswith("conv")
+
     def to_config(self) -> dict[str, str | int]:
         """Return the keywords that build it, at the widths that its layers have by now."""
         name = self.kind.partition(":")[0]
-        if name == "conv":
-            first, last = self.see[0], self.see[-3]
-            return {
-                "head": f"conv:{last.out_channels}", "channels": first.in_channels,
-                "dims": self.dims,
-            }  # fmt: skip
-        layers = [layer for layer in self.classifier if isinstance(layer, nn.Linear)]
-        kind = f"hidden:{layers[0].out_features}" if name == "hidden" else name
-        pooled = layers[0].in_features
-        channels = pooled // 2 if self.dims == MAP else pooled
+        if self.reads_map:
+            layers = [layer for layer in self.modules() if isinstance(layer, nn.Conv2d)]
+            kind, channels = f"conv:{layers[-1].out_channels}", layers[0].in_channels
+        else:
+            linear = [layer for layer in self.modules() if isinstance(layer, nn.Linear)]
+            kind = f"hidden:{linear[0].out_features}" if name == "hidden" else name
+            pooled = linear[0].in_features
+            channels = pooled // 2 if self.dims == MAP else pooled
         return {"head": kind, "channels": channels, "dims": self.dims}
 
 

@@ -63,7 +63,7 @@ def _take_over(former: EarlyExitNetwork, twin: EarlyExitNetwork) -> None:
         if path not in former.exit_paths:
             continue
         there = former.exit_paths.index(path)
-        old, new = former.heads[there], twin.heads[number]
+        old, new = former.head(there), twin.head(number)
         if old.to_config() == new.to_config():
             new.load_state_dict(old.state_dict())
             twin.gates[number].load_state_dict(former.gates[there].state_dict())

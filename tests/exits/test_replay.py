@@ -12,7 +12,7 @@ from compress.errors import CompressError, UserInputError
 from compress.exits.replay import decide, fill_replay, load_replay, save_replay
 from compress.measure.accuracy import evaluate_accuracy
 from compress.measure.exit_macs import macs_per_exit
-from compress.models.early_exit import GFNetDynn, with_exits
+from compress.models.gfnet_dynn import GFNetDynn, gfnet_with_exits
 from tests.exits.tables import SOURCE, random_table
 
 
@@ -123,7 +123,7 @@ def test_costs_of_a_subset_leave_out_the_other_exits(network, digits):
     assert alone[-1] == table.macs[-1] - 2 * head_and_gate
     for positions in ([1], [0, 2], [0, 1, 2]):
         costs = table.macs_of(table.subset(positions))[[*positions, 3]]
-        assert costs.tolist() == macs_per_exit(with_exits(network, positions))
+        assert costs.tolist() == macs_per_exit(gfnet_with_exits(network, positions))
 
 
 def test_round_trip(tmp_path):
@@ -232,7 +232,7 @@ def test_random_damage_is_bad_input_and_nothing_else(tmp_path):
 
 
 def test_a_broken_exit_never_fires_and_is_never_right(digits, network):
-    broken = with_exits(network, [0, 1, 2])
+    broken = gfnet_with_exits(network, [0, 1, 2])
     torch.nn.init.constant_(broken.intermediate_heads[1].bias, float("nan"))
     table = fill(broken, First(digits.splits["test"], 50), digits, batch_size=16)
     assert np.isnan(table.scores[:, 1]).all()
@@ -241,7 +241,7 @@ def test_a_broken_exit_never_fires_and_is_never_right(digits, network):
 
 
 def test_a_broken_final_head_is_an_error(digits, network):
-    broken = with_exits(network, [0, 1, 2])
+    broken = gfnet_with_exits(network, [0, 1, 2])
     torch.nn.init.constant_(broken.head.bias, float("nan"))
     with pytest.raises(CompressError, match="NaN or infinity for 8 of 8 images"):
         fill(broken, First(digits.splits["test"], 8), digits, batch_size=4)

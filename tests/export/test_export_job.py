@@ -14,8 +14,8 @@ from compress.errors import AccuracyError, UserInputError
 from compress.export import export_job
 from compress.export.export_job import ExportJob, export_checkpoint, parse_batch
 from compress.export.source import newest_checkpoint
-from compress.models.early_exit import GFNetDynn
 from compress.models.gfnet import GFNet
+from compress.models.gfnet_dynn import GFNetDynn
 from compress.models.vgg import VGG
 from compress.opened import Opening
 from compress.runtime.dispatcher import Dispatcher

@@ -18,7 +18,7 @@ from compress.data.digits import load_digits
 from compress.errors import CompressError, UnsupportedModelError, UserInputError
 from compress.export.graph import graph_from_module
 from compress.export.quantise import faster_than, linear_nodes, quantised
-from compress.models.early_exit import GFNetDynn
+from compress.models.gfnet_dynn import GFNetDynn
 from compress.models.global_filter import with_matrix_filters
 from tools.tensorrt_fixtures import is_installed
 

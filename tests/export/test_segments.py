@@ -5,9 +5,9 @@ from compress.errors import UnsupportedModelError
 from compress.export.deployed_form import deployed_form, in_half
 from compress.export.segments import split_network
 from compress.measure.exit_macs import macs_per_exit
-from compress.models.early_exit import GFNetDynn
 from compress.models.frequency_scale import with_frequency_scale
 from compress.models.gfnet import GFNet
+from compress.models.gfnet_dynn import GFNetDynn
 from compress.models.hidden_scale import with_hidden_scale
 from compress.models.vgg import VGG
 
