@@ -13,19 +13,17 @@ A head is divided in two: `read` has no parameters, so that what it gives can be
 has them all.
 """
 
-import re
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from compress.errors import UnsupportedModelError, UserInputError
+from compress.models.exit_kinds import check_head_kind
 from compress.models.gfnet_block import MeanTokens
 
-__all__ = ["HEAD_KINDS", "ExitHead", "check_head_kind", "tap_channels"]
+__all__ = ["ExitHead", "tap_channels"]
 
-HEAD_KINDS = "linear, hidden:N, conv or conv:N"
-KIND = re.compile(r"linear|conv|(hidden|conv):([1-9][0-9]{0,5})")
 MAP, TOKENS, VECTOR = 4, 3, 2  # dimensions of what a module gives, batch included
 
 
@@ -100,15 +98,6 @@ class ExitHead(nn.Module):
             pooled = linear[0].in_features
             channels = pooled // 2 if self.dims == MAP else pooled
         return {"head": kind, "channels": channels, "dims": self.dims}
-
-
-def check_head_kind(kind: str) -> None:
-    """Raise UserInputError unless there is such a head.
-
-    >>> check_head_kind("hidden:64")
-    """
-    if KIND.fullmatch(kind) is None:
-        raise UserInputError(f"--head is {kind!r:.60}; expected {HEAD_KINDS}")
 
 
 def tap_channels(shape: Sequence[int], path: str) -> int:

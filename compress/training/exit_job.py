@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compress.checkpoint import save
 from compress.data.augment import Augment, AugmentConfig
 from compress.data.image_data import ImageData
 from compress.errors import UserInputError
@@ -21,6 +22,7 @@ from compress.measure.versions import versions
 from compress.models.exit_spelling import Position
 from compress.models.with_exits import WithExits
 from compress.opened import Opening, check_classes, open_checkpoint
+from compress.training.augmentations import augmentation
 from compress.training.exit_config import ExitTrainingConfig
 from compress.training.exit_outcomes import (
     ExitOutcomes,
@@ -54,10 +56,12 @@ class ExitJob:
             checkpoint has.
         config: settings of the training; its seed also divides the data and draws new heads.
         costs: by exit, the whole network's last; None for multiply-adds.
-        augment: settings of the augmentation; None for none, so that features are cached.
+        augment: settings of the augmentation, or names of `presets.AUGMENTATIONS`; None for none,
+            so that features are cached.
         largest_drop: points of accuracy below the final head's on "calibration" that the suggested
             threshold may cost. Few images tell a small drop badly.
         output: folder of the run; None names it after the checkpoint.
+        file: where the trained network goes besides, or None.
         cache_dir: folder of cached features, which runs may share; None puts it into the run.
         opening: how the checkpoint is opened.
         device: where to train; None for the best there is.
@@ -72,9 +76,10 @@ class ExitJob:
     head: str | None = None
     config: ExitTrainingConfig = field(default_factory=ExitTrainingConfig)
     costs: tuple[float, ...] | None = None
-    augment: AugmentConfig | None = None
+    augment: AugmentConfig | tuple[str, ...] | None = None
     largest_drop: float = 0.0
     output: Path | None = None
+    file: Path | None = None
     cache_dir: Path | None = None
     opening: Opening = field(default_factory=Opening)
     device: str | None = None
@@ -102,6 +107,7 @@ class ExitReport:
         source: path and sha256 of the checkpoint.
         data: name and sha256.
         settings: of the job.
+        file: where the trained network lies.
     """
 
     result: ExitTrainingResult
@@ -113,6 +119,7 @@ class ExitReport:
     source: dict[str, Any]
     data: dict[str, Any]
     settings: dict[str, Any]
+    file: Path
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -132,7 +139,7 @@ class ExitReport:
             "calibration": [dict(row) for row in self.calibration],
             "suggested_threshold": self.suggested_threshold,
             "metrics": {split: dict(figures) for split, figures in self.metrics.items()},
-            "files": {"best": str(self.result.best)},
+            "files": {"best": str(self.file)},
         }
 
     def to_text(self) -> str:
@@ -150,7 +157,7 @@ class ExitReport:
                 f"{split:10}   {self.before[split].acc1:12.2f}%   {figures['acc1']:9.2f}%   "
                 f"{figures['macs_share']:16.1%}"
             )
-        lines.append(f"written: {self.result.best}")
+        lines.append(f"written: {self.file}")
         return "\n".join(lines)
 
 
@@ -195,6 +202,8 @@ def train_exits_checkpoint(job: ExitJob, data: ImageData | None = None) -> ExitR
     )
     if not is_main_process():
         return None
+    if job.file is not None:
+        save(model.cpu(), job.file, meta=job.opening.read(result.best).meta)
     report = _report(job, model, data, result, before=before, source=source)
     write_json(job.folder / "report.json", report.to_dict())
     return report
@@ -219,7 +228,10 @@ def _measured(data: ImageData) -> list[str]:
 def _augment(job: ExitJob, data: ImageData) -> Augment | None:
     if job.augment is None:
         return None
-    return Augment(job.augment, len(data.classes), data.preprocessing)
+    config = job.augment
+    if not isinstance(config, AugmentConfig):
+        config = augmentation(config, max(data.preprocessing.size))
+    return Augment(config, len(data.classes), data.preprocessing)
 
 
 def _accuracy(job: ExitJob, model: WithExits, data: ImageData, split: str) -> Accuracy:
@@ -273,6 +285,7 @@ def _report(
         metrics=metrics,
         source=source,
         data={"name": data.name, "sha256": data.sha256},
+        file=job.file or result.best,
         settings={
             **job.config.to_dict(),
             "data": job.data,
