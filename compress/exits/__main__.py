@@ -99,16 +99,14 @@ def _table(found: "list[ExitPosition]") -> str:
     rows = [("exit behind", "gives", "tensors", "KiB", "MACs before")]
     for each in found:
         shape = "x".join(map(str, each.shape))
-        mark = "" if each.tensors == 1 else " *"
-        crossing = f"{each.tensors}{mark}"
-        rows.append(
-            (str(each.position), shape, crossing, f"{each.kib:.1f}", f"{each.macs_share:.1%}")
-        )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))])
-        for row in rows
-    ]
+        crossing = f"{each.tensors}" if each.tensors == 1 else f"{each.tensors} *"
+        share = f"{each.macs_share:.1%}"
+        rows.append((str(each.position), shape, crossing, f"{each.kib:.1f}", share))
+    first, *rest = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = []
+    for name, *cells in rows:
+        padded = (cell.rjust(width) for cell, width in zip(cells, rest, strict=True))
+        lines.append("  ".join([name.ljust(first), *padded]))
     if any(each.tensors > 1 for each in found):
         lines.append("* more than one tensor crosses here: it can be cut, and all of them travel")
     return "\n".join(lines)

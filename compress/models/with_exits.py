@@ -8,6 +8,7 @@ sigmoid(gate) >= threshold; a gate that is not a number never fires.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -89,6 +90,17 @@ class WithExits(nn.Module, ABC):
     def positions(self) -> tuple[Position, ...]:
         """Where the exits stand, as people spell it."""
         return tuple(spelled(path) for path in self.exit_paths)
+
+    @property
+    def depth(self) -> int:
+        """Blocks of the network, where all exits stand behind numbered ones; 0 of any other."""
+        blocks = getattr(getattr(self, "backbone", self), "blocks", None)
+        if not isinstance(blocks, nn.ModuleList | nn.Sequential):
+            return 0
+        numbers = [each for each in self.positions if isinstance(each, int)]
+        rising = [-1, *numbers, len(blocks) - 1]
+        in_order = all(a < b for a, b in pairwise(rising))
+        return len(blocks) if in_order and len(numbers) == len(self.exit_paths) else 0
 
     @property
     def num_classes(self) -> int:

@@ -140,14 +140,15 @@ def table_of_log(log: Log) -> ReplayTable:
             **GFNET_VARIANTS["gfnet_12_384"],
         )
     logits = logits_with(log, right, missed5)
+    shape = (3, log.image_size, log.image_size)
     return ReplayTable(
         logits=np.repeat(logits[:, None], 12, axis=1),
         scores=scores,
         labels=np.zeros(len(leaves), dtype=np.int64),
         positions=tuple(range(11)),
         depth=12,
-        macs=np.array(macs_per_exit(model)),
-        check_macs=np.array(exit_check_macs(model)),
+        macs=np.array(macs_per_exit(model, shape)),
+        check_macs=np.array(exit_check_macs(model, shape)),
         source=SOURCE,
     )
 
