@@ -4,7 +4,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from compress.cli import HelpFormatter, add_common_options, parse_numbers, print_report, run_door
+from compress.cli import (
+    HelpFormatter,
+    add_common_options,
+    parse_numbers,
+    parse_positions,
+    print_report,
+    run_door,
+)
 from compress.door_options import add_data, add_opening, cache_of, opening_of
 
 __all__ = ["main"]
@@ -31,7 +38,8 @@ def _parser() -> argparse.ArgumentParser:
     add_data(parser, required=True)
     add("--split", default="test", help="train, validation, calibration or test")
     add("--sweep", metavar="FIRST:LAST:STEP", help="thresholds to try, such as 0.2:0.95:0.05")
-    add("--exits", metavar="BLOCKS", help="blocks whose exits are deployed, such as 7,8,9 (all)")
+    words = "exits that are deployed, by block or module, such as 7,8,9 or layer2.4,layer3.1 (all)"
+    add("--exits", metavar="WHERE", help=words)
     words = "deploy at this threshold, or at one for each exit, such as 0.8,0.7,0.9"
     add("--threshold", metavar="T", help=words)
     add("--replay", type=Path, metavar="FILE", help="keep the pass over the data in this .npz file")
@@ -47,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _work(options: argparse.Namespace) -> int:
-    exits = parse_numbers(options.exits, "--exits", int)
+    exits = parse_positions(options.exits, "--exits")
     thresholds = parse_numbers(options.threshold, "--threshold", float)
     from compress.exits.evaluation import EvaluateJob, evaluate_checkpoint
     from compress.training.processes import resolve_device

@@ -11,7 +11,8 @@ from compress.data.spec import load_data
 from compress.evaluate import main
 from compress.exits import evaluation
 from compress.exits.replay import load_replay
-from compress.models.early_exit import GFNetDynn
+from compress.models.gfnet_dynn import GFNetDynn
+from tests.exit_networks import KINDS, RESNET_EXITS
 from tests.slimming.test_surgery import tiny_vgg
 
 TINY = {"image_size": 16, "patch_size": 4, "width": 16, "depth": 4, "num_classes": 10}
@@ -68,6 +69,36 @@ def test_json_adds_up(checkpoint, capsys):
     assert found["whole_network"]["count"] == 450
 
 
+@pytest.mark.parametrize("kind", ["resnet-linear", "resnet-conv"])
+def test_exits_behind_modules_of_any_network(kind, tmp_path, capsys):
+    path = compress.save(KINDS[kind](), tmp_path / "resnet.pth")
+    arguments = [
+        path, "--data", "digits", "--image-size", "16", "--exits", "layer1.1,layer2.1",
+        "--threshold", "0.6", "--sweep", "0.4:0.6:0.1", "-o", tmp_path / "found",
+    ]  # fmt: skip
+    code, out, err = run(capsys, *arguments)
+    assert code == 0, err
+    assert "Exiting layer2.1:[" in out
+    assert "EXITS: layer1.1, layer2.1, final head" in out
+    assert "Layer0" not in out
+    assert len(list((tmp_path / "found").glob("*.svg"))) == 2
+    found = json.loads(run(capsys, *arguments, "--json")[1])
+    assert found["deployed"]["positions"] == ["layer1.1", "layer2.1", "final head"]
+    assert [each["position"] for each in found["calibration"]] == [*RESNET_EXITS, "final head"]
+    assert min(found["deployed"]["counts"]) > 0
+    code, _, err = run(capsys, *arguments[:-2], "--exits", "layer2.1,layer1.1")
+    assert code == 3
+    assert "--exits is layer2.1,layer1.1; expected some of layer1.1,layer2.0,layer2.1, each" in err
+
+
+def test_a_block_is_named_by_its_module_as_well(checkpoint, capsys):
+    said = [
+        run(capsys, checkpoint, "--data", "digits", "--threshold", "0.5", "--exits", exits)[1]
+        for exits in ("0,2", "blocks.0,blocks.2")
+    ]
+    assert said[0] == said[1] != ""
+
+
 def test_a_replay_file_is_used_again_and_refused_for_another_network(
     checkpoint, network, tmp_path, capsys
 ):
@@ -115,9 +146,7 @@ def test_a_network_without_exits(tmp_path, capsys):
 
 
 def test_a_foreign_checkpoint_needs_the_positions_of_its_heads(network, tmp_path, capsys):
-    from compress.models.early_exit import with_exits
-
-    two = with_exits(network, [0, 2])
+    two = network.with_positions([0, 2])
     torch.save({"model": two.state_dict(), "acc": 97.0, "epoch": 3}, tmp_path / "foreign.pth")
     arguments = [tmp_path / "foreign.pth", "--data", "digits", "--image-size", "16"]
     code, _, err = run(capsys, *arguments)
@@ -132,17 +161,18 @@ def test_a_foreign_checkpoint_needs_the_positions_of_its_heads(network, tmp_path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--exits", "3", "--threshold", "0.5"], "exit position 3 is the last block"),
-        (["--exits", "7", "--threshold", "0.5"], "exit position 7 is out of range"),
-        (["--exits", "1,1", "--threshold", "0.5"], "repeat themselves"),
-        (["--exits", "a", "--threshold", "0.5"], "--exits is 'a'"),
+        (["--exits", "3", "--threshold", "0.5"], "--exits is 3; expected some of 0,1,2"),
+        (["--exits", "7", "--threshold", "0.5"], "--exits is 7; expected some of 0,1,2"),
+        (["--exits", "1,1", "--threshold", "0.5"], "each once"),
+        (["--exits", "a", "--threshold", "0.5"], "--exits is a; expected some of 0,1,2"),
+        (["--exits", "0,,2", "--threshold", "0.5"], "--exits is '0,,2'; expected blocks or paths"),
         (["--threshold", "1.5"], "a threshold is 1.5"),
         (["--threshold", "nan"], "a threshold is nan"),
         (["--threshold", "0.5,0.6"], "2 thresholds for 3 exits"),
         (["--sweep", "0.9:0.1:0.1"], "--sweep is"),
         (["--split", "dev"], "--split is 'dev'"),
         (["--image-size", "26"], "26x26 is not divisible by the patch size 4"),
-        (["--exits", "1,0", "--threshold", "0.5"], "out of order"),
+        (["--exits", "1,0", "--threshold", "0.5"], "in this order"),
         (["--exits", "1"], "--exits was given, but no threshold"),
         (["--head-positions", "0,1"], "records 0,1,2"),
         (["--batch-size", "0"], "--batch-size is 0"),

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from compress.errors import UserInputError
+from compress.exits.positions import Position
 from compress.exits.replay import ReplayTable
 
 __all__ = [
@@ -39,7 +40,7 @@ class ExitCalibration:
     """One exit.
 
     Attributes:
-        position: block behind which it stands.
+        position: where it stands; of the final head what `ReplayTable.last` calls it.
         temperature: fitted on the calibration split; above 1 for an overconfident exit. None where
             a logit is not a number, and so for the errors.
         ece_before: expected calibration error on the test split, in [0, 1].
@@ -50,7 +51,7 @@ class ExitCalibration:
         acc1: accuracy of this exit on all images, in per cent.
     """
 
-    position: int
+    position: Position
     temperature: float | None
     ece_before: float | None
     ece_after: float | None
@@ -113,7 +114,7 @@ def calibrate(calibration: ReplayTable, test: ReplayTable) -> list[ExitCalibrati
         )
     right = test.correct
     found = []
-    for i, position in enumerate([*test.positions, test.depth - 1]):
+    for i, position in enumerate([*test.positions, test.last]):
         temperature = fit_temperature(calibration.logits[:, i], calibration.labels)
         logits = test.logits[:, i]
         found.append(

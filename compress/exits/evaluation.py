@@ -10,6 +10,7 @@ from compress.data.image_data import ImageData
 from compress.errors import UserInputError
 from compress.exits.calibration import calibrate, calibrate_gated, oracle
 from compress.exits.figures import save_exit_rates, save_tradeoff
+from compress.exits.positions import Position
 from compress.exits.replay import (
     ReplayTable,
     Source,
@@ -24,7 +25,7 @@ from compress.exits.sweep import ExitReport, evaluate_at, parse_sweep, sweep, wh
 from compress.files import write_json
 from compress.measure.accuracy import Accuracy, evaluate_accuracy
 from compress.measure.macs import count
-from compress.models.early_exit import GFNetDynn, check_exit_positions
+from compress.models.with_exits import WithExits
 from compress.opened import Opened, Opening, check_classes, open_checkpoint
 from compress.runtime.thresholds import check_thresholds
 
@@ -42,7 +43,7 @@ class EvaluateJob:
         data: "digits", "cifar10:DIR" or "folder:DIR".
         split: the split whose figures are reported.
         sweep: "first:last:step" of thresholds, or None.
-        exits: blocks whose exits are deployed; None is all.
+        exits: positions of the exits that are deployed; None is all.
         thresholds: one for all deployed exits or one for each; None deploys nothing.
         replay: file of the table, read where it is there, else written; that of the calibration
             split lies beside it, see `calibration_file`.
@@ -59,7 +60,7 @@ class EvaluateJob:
     data: str
     split: str = "test"
     sweep: str | None = None
-    exits: tuple[int, ...] | None = None
+    exits: tuple[Position, ...] | None = None
     thresholds: tuple[float, ...] | None = None
     replay: Path | None = None
     output: Path | None = None
@@ -95,7 +96,7 @@ def evaluate_checkpoint(job: EvaluateJob) -> Evaluation:
     data = network.data(job.data, seed=job.seed, cache=job.cache)
     _check_data(job, network, data)
     scene = _Scene(job=job, data=data, network=network)
-    if isinstance(model, GFNetDynn):
+    if isinstance(model, WithExits):
         found = _with_exits(scene, model, thresholds)
     else:
         found = _whole(scene, model, _accuracy(scene, model))
@@ -142,7 +143,7 @@ def _whole(scene: _Scene, model: nn.Module, accuracy: Accuracy) -> Evaluation:
     )
 
 
-def _with_exits(scene: _Scene, model: GFNetDynn, thresholds: Sequence[float]) -> Evaluation:
+def _with_exits(scene: _Scene, model: WithExits, thresholds: Sequence[float]) -> Evaluation:
     job = scene.job
     table = _table(scene, model, job.split, job.replay)
     beside = None if job.replay is None else calibration_file(job.replay)
@@ -175,12 +176,12 @@ def _table_files(job: EvaluateJob) -> dict[str, Path]:
     return {job.split: job.replay, CALIBRATION: calibration_file(job.replay)}
 
 
-def _table(scene: _Scene, model: GFNetDynn, split: str, file: Path | None) -> ReplayTable:
+def _table(scene: _Scene, model: WithExits, split: str, file: Path | None) -> ReplayTable:
     """Return the table that the file holds, or run the network and put it there."""
     job, source = scene.job, scene.source(split)
     if file is not None and file.exists():
         known = load_replay(file)
-        if known.source == source and known.positions == tuple(model.config["exits"]):
+        if known.source == source and known.positions == model.positions:
             return known
         raise UserInputError(
             f"replay table {file} was made from another network or other data "
@@ -223,12 +224,10 @@ def _bars(job: EvaluateJob) -> float | tuple[float, ...]:
 
 def _check_options(job: EvaluateJob, model: nn.Module) -> None:
     """Before hours of running, not after."""
-    if not isinstance(model, GFNetDynn):
+    if not isinstance(model, WithExits):
         _expect_no_exits(job, type(model).__name__)
         return
-    positions = model.config["exits"]
-    if job.exits is not None:
-        check_exit_positions(job.exits, len(model.blocks))
+    positions = model.positions
     chosen = exit_numbers(positions if job.exits is None else job.exits, positions)
     if job.thresholds is not None:
         check_thresholds(_bars(job), len(chosen))
@@ -238,7 +237,7 @@ def _check_data(job: EvaluateJob, network: Opened, data: ImageData) -> None:
     model = network.model
     if job.split not in data.splits:
         raise UserInputError(f"--split is {job.split!r}; expected one of {', '.join(data.splits)}")
-    for split in (job.split, CALIBRATION) if isinstance(model, GFNetDynn) else (job.split,):
+    for split in (job.split, CALIBRATION) if isinstance(model, WithExits) else (job.split,):
         if len(data.splits[split]) == 0:
             raise UserInputError(
                 f"the {split} split of {data.name} is empty; expected at least one image"

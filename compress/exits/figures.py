@@ -11,24 +11,27 @@ from compress.optional import require
 __all__ = ["save_exit_rates", "save_tradeoff"]
 
 BLUE, RED, GREY = "#3b6fb6", "#c0392b", "#888888"
+MOST_LETTERS = 50  # along the axis, beside one another
 
 
 def save_exit_rates(report: ExitReport, path: Path) -> None:
-    """Draw the share of images that leave behind each block, and their accuracy.
+    """Draw the share of images that leave at each exit, and their accuracy.
 
     Args:
         report: at the deployed thresholds.
         path: its ending names the format, such as .svg or .png.
     """
     figure, axes = _figure()
-    blocks = [str(position) for position in report.positions]
-    axes.bar(blocks, report.rates, color=BLUE)
-    axes.set_xlabel("leaves behind block")
+    places = [str(position) for position in report.positions]
+    axes.bar(places, report.rates, color=BLUE)
+    axes.set_xlabel("leaves behind block" if report.depth else "leaves behind")
+    if sum(map(len, places)) > MOST_LETTERS:  # else names of modules run into one another
+        axes.tick_params(axis="x", rotation=45)
     axes.set_ylabel("share of images, %", color=BLUE)
     accuracy = axes.twinx()
     nobody = float("nan")  # leaves a gap where no image leaves
     values = [nobody if value is None else value for value in report.accuracies]
-    accuracy.plot(blocks, values, color=RED, marker="o")
+    accuracy.plot(places, values, color=RED, marker="o")
     accuracy.set_ylabel("accuracy of these, %", color=RED)
     accuracy.set_ylim(top=101)
     accuracy.spines["top"].set_visible(False)

@@ -36,6 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.errors import UserInputError
+from compress.exits.positions import joined
 from compress.exits.replay import ReplayTable
 from compress.exits.sweep import ExitReport, evaluate_at
 from compress.runtime.decision import fires
@@ -178,6 +179,6 @@ def _check_comparable(before: ReplayTable, after: ReplayTable) -> None:
         )
     if not after.exits or not set(after.positions) <= set(before.positions):
         raise UserInputError(
-            f"the network has exits behind the blocks {list(after.positions)} now and had them "
-            f"behind {list(before.positions)}; expected at least one, and each among those before"
+            f"the network has exits behind {joined(after.positions) or 'nothing'} now and had them "
+            f"behind {joined(before.positions)}; expected at least one, and each among those before"
         )

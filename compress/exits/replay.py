@@ -1,7 +1,7 @@
 """The replay table: what every exit says of every image, from one pass over a split.
 
 Exits, thresholds and subsets of exits are then tried out on the table, without running the network
-again. Decisions are those of `GFNetDynn.forward_early`: an image leaves at the first exit with
+again. Decisions are those of `WithExits.forward_early`: an image leaves at the first exit with
 sigmoid(gate) >= threshold, and a gate that is not a number never fires. A table that was filled
 image by image holds the very numbers that the early return computes, because it is filled by the
 same calls on tensors of the same shapes; in larger batches torch sums in another order, which can
@@ -12,7 +12,6 @@ compression and claim no more than the file holds, so that none is larger in mem
 disk, and everything is checked before a figure is computed from it.
 """
 
-import itertools
 import json
 import math
 import zipfile
@@ -28,10 +27,11 @@ from torch import Tensor
 
 from compress.data.image_data import Split
 from compress.errors import CompressError, UserInputError
+from compress.exits.positions import Position, check_order, joined, last_position, position_of
 from compress.files import check_readable, replacing
 from compress.measure.accuracy import evaluation_mode
 from compress.measure.exit_macs import exit_check_macs, macs_per_exit
-from compress.models.early_exit import GFNetDynn
+from compress.models.with_exits import WithExits
 from compress.progress import progress_bar
 from compress.runtime.decision import first_exit
 from compress.runtime.thresholds import check_thresholds
@@ -46,10 +46,10 @@ __all__ = [
     "save_replay",
 ]
 
-FORMAT = "compress.replay/1"
+FORMAT = "compress.replay/2"
+FORMATS = ("compress.replay/1", FORMAT)  # the first knew numbers of blocks alone
 TYPES = {"logits": "f4", "scores": "f4", "labels": "i8", "macs": "i8", "check_macs": "i8"}
 MAX_MEMBERS = 16
-MAX_DEPTH = 1 << 16
 MAX_MACS = 1 << 53
 
 
@@ -78,8 +78,9 @@ class ReplayTable:
         logits: (N, E+1, K) float32; the final head last.
         scores: (N, E) float32, sigmoid of the gates.
         labels: (N,) int64.
-        positions: block of each exit, 0-based, ascending.
-        depth: blocks of the network.
+        positions: where each exit stands, a block (0-based) or a module, in the order of the
+            network.
+        depth: blocks of the network, 0 where it is not counted in blocks.
         macs: (E+1,) int64, multiply-adds of an image that leaves at each exit, all heads and gates
             on its way included.
         check_macs: (E,) int64, those of the head and the gate of each exit alone.
@@ -89,7 +90,7 @@ class ReplayTable:
     logits: NDArray[np.float32]
     scores: NDArray[np.float32]
     labels: NDArray[np.int64]
-    positions: tuple[int, ...]
+    positions: tuple[Position, ...]
     depth: int
     macs: NDArray[np.int64]
     check_macs: NDArray[np.int64]
@@ -104,13 +105,18 @@ class ReplayTable:
         return len(self.positions)
 
     @property
+    def last(self) -> Position:
+        """What the final head is called, see `compress.exits.positions`."""
+        return last_position(self.depth)
+
+    @property
     def correct(self) -> NDArray[np.bool_]:
         """(N, E+1), whether each exit is right; of equal logits the first class counts."""
         right: NDArray[np.bool_] = self.logits.argmax(axis=2) == self.labels[:, None]
         return right & ~np.isnan(self.logits).any(axis=2)  # argmax takes NaN for the largest
 
-    def subset(self, positions: Sequence[int] | None) -> NDArray[np.int64]:
-        """Return the numbers of the exits behind these blocks; None is all, () is none.
+    def subset(self, positions: Sequence[Position] | None) -> NDArray[np.int64]:
+        """Return the numbers of the exits at these positions; None is all, () is none.
 
         Raises:
             UserInputError: as `exit_numbers`.
@@ -153,31 +159,31 @@ def decide(
     return first_exit(table.scores, bars, exits)
 
 
-def exit_numbers(chosen: Sequence[int], positions: Sequence[int]) -> list[int]:
-    """Return the numbers of the exits behind the blocks `chosen`.
+def exit_numbers(chosen: Sequence[Position], positions: Sequence[Position]) -> list[int]:
+    """Return the numbers of the exits at the positions `chosen`.
 
     Args:
-        chosen: blocks, ascending; thresholds that are given one for each stand in this order.
-        positions: the blocks behind which the network has exits, ascending.
+        chosen: in the order of the network; thresholds that are given one for each stand in this
+            order.
+        positions: where the network has exits, in its order.
 
     Raises:
-        UserInputError: there is no exit behind a block, none is chosen, one is named twice, or
+        UserInputError: there is no exit at a position, none is chosen, one is named twice, or
             they are out of order.
     """
     wanted = list(chosen)
     known = [position for position in positions if position in wanted]
     if not wanted or known != wanted:
         raise UserInputError(
-            f"--exits is {','.join(map(str, wanted))}; expected some of "
-            f"{','.join(map(str, positions))}, each once, ascending: the blocks behind which this "
-            "network has exits"
+            f"--exits is {joined(wanted)}; expected some of {joined(positions)}, each once, in "
+            "this order: where this network has exits"
         )
     return [list(positions).index(position) for position in wanted]
 
 
 @torch.inference_mode()
 def fill_replay(
-    model: GFNetDynn,
+    model: WithExits,
     split: Split,
     normalize: Callable[[Tensor], Tensor],
     source: Source,
@@ -208,10 +214,12 @@ def fill_replay(
             f"the {source.split} split of {source.data} is empty; expected at least one image"
         )
     model.to(device)
-    parts, total = [], -(-len(split) // batch_size)
+    parts, total, shape = [], -(-len(split) // batch_size), (0, 0, 0)
     with evaluation_mode(model), progress_bar(total, "replay", unit="batch", show=progress) as bar:
         for images, labels in split.batches(batch_size):
-            logits, scores = _all_exits(model, normalize(images.to(device)))
+            inputs = normalize(images.to(device))
+            shape = (inputs.shape[1], inputs.shape[2], inputs.shape[3])
+            logits, scores = _all_exits(model, inputs)
             parts.append((logits.cpu(), scores.cpu(), labels))
             bar.update()
     logits, scores, labels = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -220,29 +228,23 @@ def fill_replay(
         logits=logits.numpy(),
         scores=scores.numpy(),
         labels=labels.numpy(),
-        positions=tuple(model.config["exits"]),
-        depth=len(model.blocks),
-        macs=np.array(macs_per_exit(model), dtype=np.int64),
-        check_macs=np.array(exit_check_macs(model), dtype=np.int64),
+        positions=model.positions,
+        depth=model.depth,
+        macs=np.array(macs_per_exit(model, shape), dtype=np.int64),
+        check_macs=np.array(exit_check_macs(model, shape), dtype=np.int64),
         source=source,
     )
 
 
-def _all_exits(model: GFNetDynn, images: Tensor) -> tuple[Tensor, Tensor]:
+def _all_exits(model: WithExits, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return logits (B, E+1, K) and scores (B, E): `forward_early` that never leaves.
 
-    `forward_all` computes the same, but in other shapes, and torch rounds a sigmoid of one value
-    otherwise than that of a vector.
+    Each gate has its sigmoid alone, as there: torch rounds that of one value otherwise than that of
+    a vector.
     """
-    x, done = model.embed(images), 0
-    all_logits, scores = [], []
-    for i, position in enumerate(model.config["exits"]):
-        x, done = model.run_blocks(x, done, position + 1), position + 1
-        logits, gate = model.exit_outputs(i, x)
-        all_logits.append(logits)
-        scores.append(torch.sigmoid(gate))
-    all_logits.append(model.classify(model.pool(model.run_blocks(x, done))))
-    return torch.stack(all_logits, dim=1).float(), torch.stack(scores, dim=1).float()
+    logits, gates = model.every_exit(images)
+    scores = [torch.sigmoid(gate) for gate in gates]
+    return torch.stack(logits, dim=1).float(), torch.stack(scores, dim=1).float()
 
 
 def _check_final(logits: Tensor) -> None:
@@ -292,10 +294,10 @@ def _read(path: Path) -> ReplayTable:
     with np.load(path, allow_pickle=False) as file:
         head = json.loads(str(file["head"]))
         arrays = {name: _array(file, name) for name in TYPES}
-    if head["format"] != FORMAT:
-        raise ValueError(f"format {head['format']!r}, not {FORMAT}")
+    if head["format"] not in FORMATS:
+        raise ValueError(f"format {head['format']!r:.60}, not {FORMAT}")
     return ReplayTable(
-        positions=tuple(int(position) for position in head["positions"]),
+        positions=tuple(position_of(position) for position in head["positions"]),
         depth=int(head["depth"]),
         source=Source(**{name: str(text) for name, text in head["source"].items()}),
         **arrays,
@@ -365,6 +367,4 @@ def _check_shapes(table: ReplayTable) -> None:
         found = getattr(table, name).shape
         if found != shape or 0 in shape:
             raise ValueError(f"{name} has shape {found}, not {shape}")
-    blocks = [-1, *table.positions, table.depth - 1]
-    if not all(a < b for a, b in itertools.pairwise(blocks)) or table.depth > MAX_DEPTH:
-        raise ValueError(f"exits behind {table.positions} of {table.depth} blocks")
+    check_order(table.positions, table.depth)

@@ -97,16 +97,20 @@ class Evaluation:
         return "\n".join(lines)
 
     def _calibration_table(self) -> list[str]:
-        rows = [" block   accuracy   gate AUROC   temperature     ECE   ECE scaled"]
+        names = [str(each.position) for each in self.calibration]
+        width = max(6, *map(len, names))
+        where = "block" if isinstance(self.calibration[-1].position, int) else "exit"
+        head = "accuracy   gate AUROC   temperature     ECE   ECE scaled"
+        rows = [f"{where:>{width}}   {head}"]
         rows += [
-            f"{each.position:6d} {each.acc1:9.2f}%   {_number(each.auroc):>10}   "
+            f"{name:>{width}} {each.acc1:9.2f}%   {_number(each.auroc):>10}   "
             f"{_number(each.temperature):>11}   {_number(each.ece_before):>5}   "
             f"{_number(each.ece_after):>10}"
-            for each in self.calibration
+            for name, each in zip(names, self.calibration, strict=True)
         ]
         if self.gated and self.deployed:
             rows.append(
-                f" gated {self.deployed.acc1:8.2f}%   {'-':>10}   {'-':>11}   "
+                f"{'gated':>{width}} {self.deployed.acc1:9.2f}%   {'-':>10}   {'-':>11}   "
                 f"{_number(self.gated.ece_before):>5}   {_number(self.gated.ece_after):>10}"
             )
         return rows

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.errors import UserInputError
+from compress.exits.positions import Position
 from compress.exits.replay import ReplayTable, decide
 from compress.measure.accuracy import Accuracy
 
@@ -34,9 +35,9 @@ class ExitReport:
     """What a network does at given thresholds.
 
     Attributes:
-        positions: blocks behind which images can leave, the last block (the final head) last.
+        positions: where images can leave, the final head last, as `ReplayTable.last` names it.
         thresholds: one for each exit but the final head.
-        depth: blocks of the network.
+        depth: blocks of the network, 0 where it is not counted in blocks.
         counts: images that leave at each exit.
         correct: how many of these are classified rightly.
         correct5: how many have their class among the five largest logits.
@@ -45,7 +46,7 @@ class ExitReport:
         full_macs: multiply-adds of one image through the whole network without exits.
     """
 
-    positions: tuple[int, ...]
+    positions: tuple[Position, ...]
     thresholds: tuple[float, ...]
     depth: int
     counts: tuple[int, ...]
@@ -126,14 +127,14 @@ def evaluate_at(
     table: ReplayTable,
     thresholds: float | Sequence[float],
     *,
-    positions: Sequence[int] | None = None,
+    positions: Sequence[Position] | None = None,
 ) -> ExitReport:
     """Return what the network does at these thresholds.
 
     Args:
         table: of the images.
         thresholds: one for all exits, or one for each, in [0, 1].
-        positions: blocks whose exits are used; all by default. The others cost nothing.
+        positions: of the exits that are used; all by default. The others cost nothing.
 
     Raises:
         UserInputError: a position or a threshold does not fit.
@@ -148,7 +149,7 @@ def evaluate_at(
     bars = [thresholds] * len(exits) if isinstance(thresholds, int | float) else thresholds
     none = np.array([], dtype=np.int64)
     return ExitReport(
-        positions=(*(table.positions[i] for i in exits), table.depth - 1),
+        positions=(*(table.positions[i] for i in exits), table.last),
         thresholds=tuple(float(bar) for bar in bars),
         depth=table.depth,
         counts=tuple(counts),
@@ -161,7 +162,7 @@ def evaluate_at(
 
 
 def sweep(
-    table: ReplayTable, values: Sequence[float], *, positions: Sequence[int] | None = None
+    table: ReplayTable, values: Sequence[float], *, positions: Sequence[Position] | None = None
 ) -> list[ExitReport]:
     """Return what the network does at each of these thresholds, the same for all exits."""
     return [evaluate_at(table, value, positions=positions) for value in values]

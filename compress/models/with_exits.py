@@ -8,6 +8,7 @@ sigmoid(gate) >= threshold; a gate that is not a number never fires.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -91,6 +92,17 @@ class WithExits(nn.Module, ABC):
         return tuple(spelled(path) for path in self.exit_paths)
 
     @property
+    def depth(self) -> int:
+        """Blocks of the network, where all exits stand behind numbered ones; 0 of any other."""
+        blocks = getattr(getattr(self, "backbone", self), "blocks", None)
+        if not isinstance(blocks, nn.ModuleList | nn.Sequential):
+            return 0
+        numbers = [each for each in self.positions if isinstance(each, int)]
+        rising = [-1, *numbers, len(blocks) - 1]
+        in_order = all(a < b for a, b in pairwise(rising))
+        return len(blocks) if in_order and len(numbers) == len(self.exit_paths) else 0
+
+    @property
     def num_classes(self) -> int:
         """K, the length of the logits."""
         return int(self.config["num_classes"])
@@ -110,7 +122,8 @@ class WithExits(nn.Module, ABC):
 
     def heads_of(self, exit_number: int) -> list[nn.Module]:
         """Return the modules that make the logits of one exit."""
-        lists = [getattr(self, part) for part in self.exit_parts if part != GATES]
+        names = (part for part in self.exit_parts if part != GATES and hasattr(self, part))
+        lists = [getattr(self, name) for name in names]
         return [heads[exit_number] for heads in lists]
 
 

@@ -7,7 +7,7 @@ import torch
 
 from compress import benchmark
 from compress.checkpoint import save
-from compress.models.early_exit import GFNetDynn
+from compress.models.gfnet_dynn import GFNetDynn
 from compress.models.vgg import VGG
 from tests.export.triton_bundles import write_bundle
 

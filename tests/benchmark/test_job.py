@@ -26,7 +26,7 @@ from compress.export.export_job import ExportJob, export_checkpoint
 from compress.measure.device_profile import read_device_profile
 from compress.measure.op_profile import Operation, OpProfile
 from compress.measure.prediction import predict
-from compress.models.early_exit import GFNetDynn
+from compress.models.gfnet_dynn import GFNetDynn
 from compress.models.vgg import VGG
 from compress.opened import Opening
 from compress.runtime.power.jetson import find_jetson

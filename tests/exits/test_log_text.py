@@ -13,8 +13,8 @@ from compress.exits.log_text import deployment_block, sweep_block
 from compress.exits.replay import ReplayTable
 from compress.exits.sweep import evaluate_at
 from compress.measure.exit_macs import exit_check_macs, macs_per_exit
-from compress.models.early_exit import GFNetDynn
 from compress.models.gfnet import GFNET_VARIANTS
+from compress.models.gfnet_dynn import GFNetDynn
 from tests.exits.tables import SOURCE
 
 
@@ -140,14 +140,15 @@ def table_of_log(log: Log) -> ReplayTable:
             **GFNET_VARIANTS["gfnet_12_384"],
         )
     logits = logits_with(log, right, missed5)
+    shape = (3, log.image_size, log.image_size)
     return ReplayTable(
         logits=np.repeat(logits[:, None], 12, axis=1),
         scores=scores,
         labels=np.zeros(len(leaves), dtype=np.int64),
         positions=tuple(range(11)),
         depth=12,
-        macs=np.array(macs_per_exit(model)),
-        check_macs=np.array(exit_check_macs(model)),
+        macs=np.array(macs_per_exit(model, shape)),
+        check_macs=np.array(exit_check_macs(model, shape)),
         source=SOURCE,
     )
 

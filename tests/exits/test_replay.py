@@ -1,7 +1,9 @@
 import contextlib
+import json
 import random
 import tracemalloc
 import zipfile
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from compress.errors import CompressError, UserInputError
 from compress.exits.replay import decide, fill_replay, load_replay, save_replay
 from compress.measure.accuracy import evaluate_accuracy
 from compress.measure.exit_macs import macs_per_exit
-from compress.models.early_exit import GFNetDynn, with_exits
+from compress.models.gfnet_dynn import GFNetDynn
+from tests.exit_networks import KINDS, gfnet
 from tests.exits.tables import SOURCE, random_table
 
 
@@ -23,15 +26,12 @@ def digits():
 
 @pytest.fixture(scope="module")
 def network():
-    torch.manual_seed(0)
-    model = GFNetDynn(
-        exits=[0, 1, 2], image_size=16, patch_size=4, width=16, depth=4, num_classes=10
-    )
-    for head, gate in zip(model.intermediate_heads, model.gates, strict=True):
-        head.weight.data.normal_(0, 1)
-        gate.linear.weight.data = torch.tensor([[8.0, 0.0, 0.0, 0.0]])
-        gate.linear.bias.data.fill_(-4.0)  # scores on both sides of 1/2, by the largest p
-    return model.eval()
+    return gfnet()
+
+
+@pytest.fixture(scope="module", params=[*KINDS])
+def any_network(request):
+    return KINDS[request.param]()
 
 
 def fill(network, split, digits, batch_size):
@@ -55,7 +55,8 @@ class First:
             yield self.split.images(indices), self.labels[indices]
 
 
-def test_the_early_return_takes_the_very_decisions_of_the_table(network, digits):
+def test_the_early_return_takes_the_very_decisions_of_the_table(any_network, digits):
+    network = any_network
     split = First(digits.splits["test"], 100)
     table = fill(network, split, digits, batch_size=1)
     scores = np.sort(table.scores.ravel())
@@ -97,7 +98,8 @@ def test_scores_are_those_of_the_early_return_to_the_last_bit(config, digits):
             assert model.forward_early(inputs, [1.0] * i + [above] + never)[1] == exits
 
 
-def test_batches_differ_only_where_a_score_touches_the_threshold(network, digits):
+def test_batches_differ_only_where_a_score_touches_the_threshold(any_network, digits):
+    network = any_network
     split = First(digits.splits["test"], 100)
     one, many = (fill(network, split, digits, batch_size=size) for size in (1, 64))
     np.testing.assert_allclose(many.scores, one.scores, atol=1e-5)
@@ -114,6 +116,15 @@ def test_the_last_exit_is_the_whole_network(network, digits):
     assert table.correct[:, -1].sum() == found.correct
 
 
+def test_costs_of_any_subset_are_those_of_the_network_with_these_exits_alone(any_network, digits):
+    table = fill(any_network, First(digits.splits["test"], 4), digits, batch_size=4)
+    for numbers in ([1], [0, 2], [0, 1, 2]):
+        positions = [any_network.positions[number] for number in numbers]
+        costs = table.macs_of(table.subset(positions))[[*numbers, 3]]
+        alone = any_network.with_positions(positions)
+        assert costs.tolist() == macs_per_exit(alone, (3, 16, 16))
+
+
 def test_costs_of_a_subset_leave_out_the_other_exits(network, digits):
     table = fill(network, First(digits.splits["test"], 4), digits, batch_size=4)
     alone = table.macs_of(np.array([1]))
@@ -121,9 +132,6 @@ def test_costs_of_a_subset_leave_out_the_other_exits(network, digits):
     assert table.check_macs.tolist() == [head_and_gate] * 3
     assert alone[1] == table.macs[1] - head_and_gate
     assert alone[-1] == table.macs[-1] - 2 * head_and_gate
-    for positions in ([1], [0, 2], [0, 1, 2]):
-        costs = table.macs_of(table.subset(positions))[[*positions, 3]]
-        assert costs.tolist() == macs_per_exit(with_exits(network, positions))
 
 
 def test_round_trip(tmp_path):
@@ -133,6 +141,61 @@ def test_round_trip(tmp_path):
     for name in ("logits", "scores", "labels", "macs", "check_macs"):
         np.testing.assert_array_equal(getattr(found, name), getattr(table, name))
     assert (found.positions, found.depth, found.source) == (table.positions, 4, table.source)
+
+
+@pytest.mark.parametrize("depth", [0, 4])
+def test_round_trip_of_paths(tmp_path, depth):
+    positions = (0, 1, 2) if depth else ("stem", 1, "layer2.0")
+    table = replace(random_table(20, 3, 5, 0), positions=positions, depth=depth)
+    save_replay(table, tmp_path / "t.npz")
+    found = load_replay(tmp_path / "t.npz")
+    assert (found.positions, found.depth) == (positions, depth)
+    assert found.last == (3 if depth else "final head")
+
+
+def test_a_table_of_the_format_before_is_read(tmp_path):
+    path = tmp_path / "t.npz"
+    table = random_table(20, 3, 5, 0)
+    save_replay(table, path)
+    with np.load(path) as file:
+        content = dict(file)
+    head = '{"format": "compress.replay/1", "positions": [0, 1, 2], "depth": 4, "source": '
+    content["head"] = np.array(head + json.dumps(asdict(SOURCE)) + "}")
+    np.savez(path, **content)
+    found = load_replay(path)
+    assert (found.positions, found.depth, found.source) == ((0, 1, 2), 4, SOURCE)
+
+
+@pytest.mark.parametrize(
+    ("positions", "depth"),
+    [
+        pytest.param(["layer1", "layer1", "layer2"], 0, id="twice"),
+        pytest.param(["blocks.1", 1, 2], 0, id="twice-by-two-names"),
+        pytest.param(["layer1", "layer2", "x" * 201], 0, id="too-long"),
+        pytest.param(["layer1", "layer2", "a\u001b[2J"], 0, id="a-terminal-would-obey"),
+        pytest.param(["layer1", "layer2", "a,b"], 0, id="two-in-one"),
+        pytest.param(["layer1", "layer2", "final head"], 0, id="the-name-of-the-final-head"),
+        pytest.param(["layer1", "layer2", ""], 0, id="empty"),
+        pytest.param(["layer1", "layer2", None], 0, id="none"),
+        pytest.param(["layer1", "layer2", True], 0, id="true"),
+        pytest.param([0, 1, 1.5], 4, id="half-a-block"),
+        pytest.param([0, 1, -1], 0, id="negative"),
+        pytest.param([0, 1, "layer2"], 4, id="a-path-among-blocks"),
+        pytest.param([0, 2, 1], 4, id="out-of-order"),
+        pytest.param([0, 1, 3], 4, id="the-last-block"),
+        pytest.param([0, 1, 2], -4, id="negative-depth"),
+    ],
+)
+def test_positions_that_cannot_be(tmp_path, positions, depth):
+    path = tmp_path / "t.npz"
+    save_replay(random_table(20, 3, 5, 0), path)
+    with np.load(path) as file:
+        content = dict(file)
+    head = {**json.loads(str(content["head"])), "positions": positions, "depth": depth}
+    np.savez(path, **{**content, "head": np.array(json.dumps(head))})
+    with pytest.raises(UserInputError, match=r"t\.npz cannot be used") as told:
+        load_replay(path)
+    assert str(told.value).isprintable()
 
 
 @pytest.mark.parametrize(
@@ -166,7 +229,7 @@ def test_damaged_tables(tmp_path, damage):
         elif damage == "depth":
             content["head"] = np.array(str(content["head"]).replace('"depth": 4', '"depth": 9e15'))
         elif damage == "format":
-            content["head"] = np.array(str(content["head"]).replace("replay/1", "replay/2"))
+            content["head"] = np.array(str(content["head"]).replace("replay/2", "replay/3"))
         else:
             content["macs"] = content["macs"][::-1]
         np.savez(path, **content)
@@ -232,7 +295,7 @@ def test_random_damage_is_bad_input_and_nothing_else(tmp_path):
 
 
 def test_a_broken_exit_never_fires_and_is_never_right(digits, network):
-    broken = with_exits(network, [0, 1, 2])
+    broken = network.with_positions([0, 1, 2])
     torch.nn.init.constant_(broken.intermediate_heads[1].bias, float("nan"))
     table = fill(broken, First(digits.splits["test"], 50), digits, batch_size=16)
     assert np.isnan(table.scores[:, 1]).all()
@@ -241,7 +304,7 @@ def test_a_broken_exit_never_fires_and_is_never_right(digits, network):
 
 
 def test_a_broken_final_head_is_an_error(digits, network):
-    broken = with_exits(network, [0, 1, 2])
+    broken = network.with_positions([0, 1, 2])
     torch.nn.init.constant_(broken.head.bias, float("nan"))
     with pytest.raises(CompressError, match="NaN or infinity for 8 of 8 images"):
         fill(broken, First(digits.splits["test"], 8), digits, batch_size=4)

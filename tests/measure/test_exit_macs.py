@@ -6,8 +6,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from compress.measure.exit_macs import macs_per_exit
 from compress.measure.macs import count, count_macs, macs_by_layer
-from compress.models.early_exit import GFNetDynn
 from compress.models.gfnet import GFNet, gfnet
+from compress.models.gfnet_dynn import GFNetDynn
 from compress.models.global_filter import with_matrix_filters
 
 WIDTH = 384
@@ -29,10 +29,10 @@ def test_gfnet_xs_costs_what_the_closed_form_says(
     per_block = sum(macs for name, macs in by_layer.items() if name.startswith("blocks.7."))
     assert round(per_block / 1e6, 2) == block
     head_and_gate = WIDTH * 10 + 4
-    for i, macs in enumerate(macs_per_exit(early)[:-1]):
+    for i, macs in enumerate(macs_per_exit(early, (3, size, size))[:-1]):
         stem = by_layer["patch_embed.proj"]
         assert macs == stem + (i + 1) * (per_block + head_and_gate)
-    assert macs_per_exit(model) == [count_macs(model, (3, size, size))]
+    assert macs_per_exit(model, (3, size, size)) == [count_macs(model, (3, size, size))]
 
 
 def test_the_filter_is_counted_as_it_is_executed() -> None:
@@ -84,5 +84,5 @@ def test_distilled_networks_pay_for_their_tokens_and_heads(both: bool) -> None:
     block = 2 * 18 * 8 * 32 + filters
     heads = 40 * (2 if both else 1)
     first = stem + 2 * block + heads + 4
-    assert macs_per_exit(model) == [first, first + block + 80]
+    assert macs_per_exit(model, (3, 16, 16)) == [first, first + block + 80]
     assert count_macs(model, (3, 16, 16)) == stem + 3 * block + 80
