@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from compress.export.bundle_replay import CHECK_MACS, DEPTH
 from compress.export.chain import Tensors, run_chain
 from compress.export.cut import GraphSegment, cut_graph
 from compress.export.deployed_form import deployed_form, in_half
@@ -101,7 +102,8 @@ def write_segments(
         written = _in_int8(parts, feeds, target, keep_int8)
     notes: dict[str, Any] = {}
     if source.thresholds and isinstance(network, WithExits):
-        notes["check_macs"] = exit_check_macs(network, _shape(source))
+        notes[CHECK_MACS] = exit_check_macs(network, _shape(source))
+        notes[DEPTH] = network.depth
     if precision == "int8":
         notes["int8_speedup"] = [each.gain for each in written]
     macs = _macs_of_segments(network, source)
