@@ -10,6 +10,7 @@ from torch import Tensor
 from compress.data.prefetch import LabelledSplit, prefetched
 from compress.measure.accuracy import evaluation_mode
 from compress.models.with_exits import WithExits
+from compress.runtime.decision import first_exit
 from compress.training.exit_costs import ExitCosts
 from compress.training.exit_objectives import best_exits, gate_targets
 
@@ -74,12 +75,10 @@ def exit_outcomes(
 def exits_taken(gates: Tensor, threshold: float) -> Tensor:
     """Return the exit (N,) that each image takes, E for the final head.
 
-    The first with sigmoid(gate) >= threshold, as `WithExits.forward_early` decides, compared in
-    float64 as there; a gate that is not a number never fires.
+    By the rule of compress.runtime.decision, on sigmoid(gate) (N, E).
     """
-    fires = torch.sigmoid(gates).double() >= threshold  # (N, E)
-    always = fires.new_ones(len(fires), 1)
-    return torch.cat([fires, always], dim=1).int().argmax(dim=1)
+    scores = torch.sigmoid(gates).double().cpu().numpy()
+    return torch.from_numpy(first_exit(scores, [threshold] * gates.shape[1]))
 
 
 def exit_metrics(
