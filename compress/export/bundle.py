@@ -94,8 +94,9 @@ def write_segments(
     network = deployed_form(source.model)
     exported = in_half(network) if precision == "fp16" else network
     whole = _whole_graph(exported, source, target, max_batch)
-    check_lint(whole, target)
     parts = _cut(whole, source)
+    for part in parts:  # whose ends are inputs and outputs by now
+        check_lint(part.proto, target)
     written = [_Written(proto=part.proto, precision=precision) for part in parts]
     if precision == "int8" and calibration is not None:
         feeds = _feeds(parts, calibration[:INT8_IMAGES], max_batch)
