@@ -18,7 +18,7 @@ from compress.errors import UserInputError
 from compress.models.exit_spelling import Position, path_of, spelled
 from compress.runtime.thresholds import check_thresholds
 
-__all__ = ["WithExits"]
+__all__ = ["WithExits", "checked_bars", "everything", "numbers_of"]
 
 GATES = "gates"
 
@@ -125,6 +125,11 @@ class WithExits(nn.Module, ABC):
         names = (part for part in self.exit_parts if part != GATES and hasattr(self, part))
         lists = [getattr(self, name) for name in names]
         return [heads[exit_number] for heads in lists]
+
+
+def everything(network: nn.Module, image: Tensor) -> Any:
+    """Return all that a network can say of images (B, C, H, W), its exits included."""
+    return network.every_exit(image) if isinstance(network, WithExits) else network(image)
 
 
 def checked_bars(
