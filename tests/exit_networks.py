@@ -33,7 +33,12 @@ def resnet(*, num_classes: int = 10) -> ResNet:
 
 
 def residual(
-    head: str = "linear", *, size: int = 16, num_classes: int = 10, exits=RESNET_EXITS, seed: int = 0
+    head: str = "linear",
+    *,
+    size: int = 16,
+    num_classes: int = 10,
+    exits=RESNET_EXITS,
+    seed: int = 0,
 ) -> EarlyExitNetwork:
     """The residual network with exits behind three of its blocks."""
     torch.manual_seed(seed)

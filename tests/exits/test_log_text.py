@@ -13,8 +13,8 @@ from compress.exits.log_text import deployment_block, sweep_block
 from compress.exits.replay import ReplayTable
 from compress.exits.sweep import evaluate_at
 from compress.measure.exit_macs import exit_check_macs, macs_per_exit
-from compress.models.gfnet_dynn import GFNetDynn
 from compress.models.gfnet import GFNET_VARIANTS
+from compress.models.gfnet_dynn import GFNetDynn
 from tests.exits.tables import SOURCE
 
 

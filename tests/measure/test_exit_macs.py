@@ -6,8 +6,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from compress.measure.exit_macs import macs_per_exit
 from compress.measure.macs import count, count_macs, macs_by_layer
-from compress.models.gfnet_dynn import GFNetDynn
 from compress.models.gfnet import GFNet, gfnet
+from compress.models.gfnet_dynn import GFNetDynn
 from compress.models.global_filter import with_matrix_filters
 
 WIDTH = 384

@@ -17,8 +17,8 @@ from compress.measure.op_profile import (
 )
 from compress.measure.op_ranges import PREFIX, Ranges
 from compress.measure.prediction import predict
-from compress.models.gfnet_dynn import GFNetDynn
 from compress.models.gfnet import GFNet
+from compress.models.gfnet_dynn import GFNetDynn
 
 SMALL = {"width": 16, "depth": 4, "image_size": 32, "patch_size": 8, "num_classes": 5}
 LINES = [

@@ -15,8 +15,8 @@ from compress.exits.replay import save_replay
 from compress.export.export_job import ExportJob, export_checkpoint
 from compress.export.recalibrate_bundle import recalibrate_bundle
 from compress.files import sha256_of
-from compress.models.gfnet_dynn import GFNetDynn
 from compress.models.gfnet import GFNet
+from compress.models.gfnet_dynn import GFNetDynn
 from compress.plan_exits import main
 from compress.planning.guarantee import Risk
 from compress.planning.job import PlanJob, front_rows, plan_network, replay_of
