@@ -10,6 +10,7 @@ VERBS = {
     "dispatch": "classify images with a bundle",
     "doctor": "what this machine has, and what is missing for what",
     "evaluate": "accuracy, exits, thresholds, calibration",
+    "exits": "where early exits can stand, and their training",
     "export_trt": "one ONNX file and engine for each exit segment",
     "finetune": "train a checkpoint further, or for slimming",
     "lower": "an ONNX file for a target, Fourier transforms as real products",

@@ -7,13 +7,10 @@ from typing import Any
 
 from compress.cli import HelpFormatter, add_common_options, print_report, run_door
 from compress.door_options import add_data, add_opening, cache_of, opening_of
-from compress.errors import UserInputError
 from compress.finetune_options import (
     add_distillation,
-    add_exits,
     add_settings,
     distillation_config,
-    exit_config,
     training_config,
 )
 
@@ -34,7 +31,6 @@ classes, then let it teach a new network, plain or with a distillation token:
       --from-scratch gfnet_distil_12_192 --teacher teacher/best.pth --distillation hard
 
 to give a trained GFNet early exits behind the blocks 7, 8 and 9:
-  python -m compress.finetune --data folder:NWPU-RESISC45 --exits 7,8,9 teacher/best.pth
 
 writes into vgg16.finetuned/, or gfnet_12_192.trained/ from scratch: best.pth and last.pth
 (compress.load opens them), metrics.jsonl, report.json. A run that was interrupted goes on when the
@@ -67,7 +63,6 @@ def _parser() -> argparse.ArgumentParser:
     words = "discard the run that is in the folder"
     again.add_argument("--fresh", "--force", action="store_true", help=words)
     add_distillation(parser)
-    add_exits(parser)
     add_settings(parser)
     words = (
         "side, HxW or CxHxW to train for (that of the checkpoint, or the data's); a GFNet is "
@@ -79,33 +74,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _work(options: argparse.Namespace) -> int:
-    report = _trained(options) if options.exits is None else _with_exits(options)
+    report = _trained(options)
     if report is None:  # not the main process
         return 0
     print_report(report, as_json=options.json)
     return 0
-
-
-def _with_exits(options: argparse.Namespace) -> Any:
-    config = exit_config(options)
-    if options.checkpoint is None:
-        raise UserInputError("--exits was given without a checkpoint; expected a trained GFNet")
-    from compress.training.exit_job import ExitJob, train_exits_checkpoint
-
-    return train_exits_checkpoint(
-        ExitJob(
-            checkpoint=options.checkpoint,
-            data=options.data,
-            exits=options.exits,
-            config=config,
-            output=options.output,
-            opening=opening_of(options, resample=True, override=True),
-            device=options.device,
-            cache=cache_of(options),
-            fresh=options.fresh,
-            progress=not options.quiet,
-        )
-    )
 
 
 def _trained(options: argparse.Namespace) -> Any:

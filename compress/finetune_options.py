@@ -12,12 +12,12 @@ from typing import Any
 from compress.errors import UserInputError
 from compress.training.config import OPTIMIZERS, PRECISIONS, SCHEDULES, TrainingConfig
 from compress.training.distillation_config import DISTILLATIONS, DistillationConfig
-from compress.training.exit_config import ExitTrainingConfig
+from compress.training.exit_config import CLASSIFIER_LOSSES, ExitTrainingConfig
 from compress.training.presets import AUGMENTATIONS, TRAINING_PRESETS, preset_config
 
 __all__ = [
     "add_distillation",
-    "add_exits",
+    "add_exit_settings",
     "add_settings",
     "distillation_config",
     "exit_config",
@@ -34,11 +34,6 @@ def names(text: str) -> tuple[str, ...]:
 def epochs(text: str) -> tuple[int, ...]:
     """Return the numbers between commas."""
     return tuple(int(epoch) for epoch in names(text))
-
-
-def blocks(text: str) -> tuple[int, ...]:
-    """Return the block indices between commas."""
-    return tuple(int(block) for block in names(text))
 
 
 COUNT: dict[str, Any] = {"type": int, "metavar": "N"}
@@ -93,17 +88,36 @@ DISTILLATION: dict[str, tuple[dict[str, Any], str]] = {
 # The same of early exits.
 EXITS: dict[str, tuple[dict[str, Any], str]] = {
     "cost_lambda": (NUMBER, "what the whole network's cost weighs against one nat; more, earlier"),
+    "classifier_loss": ({"choices": CLASSIFIER_LOSSES}, "how the heads' losses are weighed"),
+    "head_warmup_epochs": (COUNT, "longest training of the heads alone, before the gates'"),
+    "head_warmup_patience": (COUNT, "epochs without a gain after which a head rests"),
+    "phase_steps": (COUNT, "steps from gates to heads and back (an epoch each)"),
+    "gate_lr_scale": (NUMBER, "factor on the learning rate of the gates"),
+    "backbone_lr_scale": (NUMBER, "factor on that of the backbone, with --joint"),
+    "distillation_alpha": (NUMBER, "share that the heads learn from the final head, 0 to 1"),
+    "distillation_temperature": (NUMBER, "what logits are divided by in that"),
+    "threshold": (NUMBER, "at which the dynamic network is measured after every epoch"),
 }
+NOT_OF_EXITS = ("sparsity_lambda",)
 
 
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Add what `training_config` reads, and the choice of the augmentation."""
+def add_settings(parser: argparse.ArgumentParser, *, presets: bool = True) -> None:
+    """Add what `training_config` reads, and the choice of the augmentation.
+
+    Args:
+        parser: of a door that trains.
+        presets: published recipes are offered; without them the settings are those of exits.
+    """
     group = parser.add_argument_group("training")
-    words = "published recipe; the options below that are given win over its settings"
-    group.add_argument("--preset", choices=TRAINING_PRESETS, default=None, help=words)
-    words = f"comma-separated: {', '.join(AUGMENTATIONS)} (those of the preset, or none)"
+    if presets:
+        words = "published recipe; the options below that are given win over its settings"
+        group.add_argument("--preset", choices=TRAINING_PRESETS, default=None, help=words)
+    left_out = "those of the preset, or none" if presets else "none, so that features are cached"
+    words = f"comma-separated: {', '.join(AUGMENTATIONS)} ({left_out})"
     group.add_argument("--augment", type=names, metavar="NAMES", default=None, help=words)
-    _add(group, SETTINGS, _defaults(TrainingConfig))
+    config = TrainingConfig if presets else ExitTrainingConfig
+    table = {n: how for n, how in SETTINGS.items() if presets or n not in NOT_OF_EXITS}
+    _add(group, table, _defaults(config))
 
 
 def add_distillation(parser: argparse.ArgumentParser) -> None:
@@ -116,31 +130,23 @@ def add_distillation(parser: argparse.ArgumentParser) -> None:
     _add(group, DISTILLATION, _defaults(DistillationConfig))
 
 
-def add_exits(parser: argparse.ArgumentParser) -> None:
-    """Add what `exit_config` reads, and where the exits stand."""
-    group = parser.add_argument_group("early exits, of a GFNet")
-    words = (
-        "train a head and a gate behind each of these blocks, counted from 0, such as 7,8,9; the "
-        "rest of the network stays as it is"
-    )
-    group.add_argument("--exits", type=blocks, metavar="BLOCKS", default=None, help=words)
-    _add(group, EXITS, _defaults(ExitTrainingConfig))
+def add_exit_settings(parser: argparse.ArgumentParser) -> None:
+    """Add what `exit_config` reads besides the settings of every training."""
+    _add(parser.add_argument_group("early exits"), EXITS, _defaults(ExitTrainingConfig))
 
 
-def exit_config(options: argparse.Namespace) -> ExitTrainingConfig:
+def exit_config(options: argparse.Namespace, *, joint: bool) -> ExitTrainingConfig:
     """Return the settings of the training of exits, those that were given and the defaults.
 
+    Args:
+        options: as parsed.
+        joint: the backbone is trained along.
+
     Raises:
-        UserInputError: a setting is out of range, or an option does not go with exits.
+        UserInputError: a setting is out of range.
     """
-    others = ("teacher", "from_scratch", "preset", "augment", "new_head", "resume")
-    for name in others:
-        if getattr(options, name):
-            raise UserInputError(
-                f"--{name.replace('_', '-')} was given with --exits; expected one of the two, as "
-                "exits are trained on a finished network"
-            )
-    return ExitTrainingConfig(**_given(options, _defaults(ExitTrainingConfig)))
+    regime = "mixed" if joint else "frozen"
+    return ExitTrainingConfig(regime=regime, **_given(options, _defaults(ExitTrainingConfig)))
 
 
 def training_config(options: argparse.Namespace) -> TrainingConfig:

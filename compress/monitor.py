@@ -86,8 +86,7 @@ class _Watch:
         self, monitor: DriftMonitor, manifest: Manifest, options: argparse.Namespace
     ) -> None:
         self.monitor, self.manifest, self.options = monitor, manifest, options
-        blocks = [segment.blocks[1] for segment in manifest.segments]
-        self.exit_blocks = [stop - 1 if stop else None for stop in blocks]
+        self.places = [segment.at for segment in manifest.segments]
         self.errors = 0
         self.is_complete = False
 
@@ -132,13 +131,13 @@ class _Watch:
 
     def _check_exit(self, line: DispatchLine, number: int) -> None:
         """Raise UserInputError for an exit that the bundle does not have."""
-        index, block = line.exit_index, line.exit_block
-        if index is not None and index < len(self.exit_blocks):
-            if block == self.exit_blocks[index]:
+        index, at = line.exit_index, line.exit_at
+        if index is not None and index < len(self.places):
+            if at == self.places[index]:
                 return
-            other = f"exit {index} behind block {block}, behind {self.exit_blocks[index]}"
+            other = f"exit {index} {_behind(at)}, which is {_behind(self.places[index])}"
         else:
-            other = f"exit {index}, which ends at exit {len(self.exit_blocks) - 1}"
+            other = f"exit {index}, which ends at exit {len(self.places) - 1}"
         raise UserInputError(
             f"line {number} of the stream has {other} in the bundle {self.manifest.name}; expected "
             "the stream of the same bundle"
@@ -163,6 +162,10 @@ class _Watch:
             return
         found = "no drift found" if alarm is None else alarm.to_text()
         _show(f"{report.to_text()}\n{self.errors} with errors; {found}", sys.stdout)
+
+
+def _behind(at: Optional[str]) -> str:
+    return "at the final head" if at is None else f"behind {at:.60}"
 
 
 def _show(text: str, where: TextIO) -> None:

@@ -160,9 +160,9 @@ def test_printed_commands_use_what_the_installed_trtexec_knows(
         "--timingCacheFile": f"{bundle}/timing.cache",
         "--profilingVerbosity": "detailed",
         "--memPoolSize": "workspace:512",
-        "--minShapes": "hidden:1x16x8",
-        "--optShapes": "hidden:4x16x8",
-        "--maxShapes": "hidden:4x16x8",
+        "--minShapes": "hidden_0:1x16x8",
+        "--optShapes": "hidden_0:4x16x8",
+        "--maxShapes": "hidden_0:4x16x8",
         **expected,
     }
     assert options[0]["--maxShapes"] == "image:4x3x16x16"

@@ -32,8 +32,7 @@ pytest.importorskip("onnxruntime")
 SIZE = 4
 PIXELS = 3 * SIZE * SIZE
 IMAGE = TensorSpec("image", "float32", (3, SIZE, SIZE))
-HIDDEN_IN = TensorSpec("hidden_in", "float32", (PIXELS,))
-HIDDEN = TensorSpec("hidden", "float32", (PIXELS,))
+HIDDEN = [TensorSpec(f"hidden_{i}", "float32", (PIXELS,)) for i in range(2)]
 LOGITS = TensorSpec("logits", "float32", (3,))
 GATE = TensorSpec("gate", "float32", ())
 CLASSES = ("bright", "dark", "grey")
@@ -54,13 +53,15 @@ def linear(name: str, weight, bias, nodes: list, constants: list, *, source: str
     return name
 
 
-def write_segment(path: Path, taken: TensorSpec, scale: float, gate) -> tuple[TensorSpec, ...]:
+def write_segment(
+    path: Path, taken: TensorSpec, scale: float, gate, hidden: TensorSpec | None
+) -> tuple[TensorSpec, ...]:
     node, nodes, constants = onnx.helper.make_node, [], []
     nodes.append(node("Flatten", [taken.name], ["flat"]))
     linear("logits", [scale, -scale, 0], [0, 0, scale / 4], nodes, constants)
-    given = (LOGITS,) if gate is None else (HIDDEN, LOGITS, GATE)
-    if gate is not None:
-        nodes.append(node("Identity", ["flat"], ["hidden"]))
+    given = (LOGITS,) if hidden is None else (hidden, LOGITS, GATE)
+    if hidden is not None:
+        nodes.append(node("Identity", ["flat"], [hidden.name]))
         linear("score", *gate, nodes, constants)
         nodes.append(node("Sigmoid", ["score"], ["chance"]))
         constants.append(onnx.numpy_helper.from_array(np.array([1]), "axis"))
@@ -82,18 +83,18 @@ def bundle(tmp_path_factory) -> Path:
     root.mkdir()
     segments = []
     parts = [
-        (IMAGE, 1.0, ([20], [-10]), (0, 2)),
-        (HIDDEN_IN, 10.0, ([-20], [-10]), (2, 3)),
-        (HIDDEN_IN, 1.0, None, (3, 5)),
+        (IMAGE, 1.0, ([20], [-10]), HIDDEN[0], "layer1.0"),
+        (HIDDEN[0], 10.0, ([-20], [-10]), HIDDEN[1], "layer2.4"),
+        (HIDDEN[1], 1.0, None, None, None),
     ]
-    for number, (taken, scale, gate, blocks) in enumerate(parts):
+    for number, (taken, scale, gate, hidden, at) in enumerate(parts):
         path = root / f"segment_{number}.onnx"
-        given = write_segment(path, taken, scale, gate)
+        given = write_segment(path, taken, scale, gate, hidden)
         segments.append(
             Segment(
                 file=path.name,
                 sha256=sha256_of(path),
-                blocks=blocks,
+                at=at,
                 macs=1,
                 threshold=None if gate is None else 0.5,
                 inputs=(taken,),
@@ -128,7 +129,7 @@ def expected(level: int) -> dict:
         "class_index": best,
         "confidence": pytest.approx(share[best], abs=1e-5),
         "exit": exit_index,
-        "exit_block": [1, 2, 4][exit_index],
+        "exit_at": ["layer1.0", "layer2.4", None][exit_index],
     }
 
 
@@ -197,8 +198,8 @@ def test_text_for_people(capsys, bundle, folder):
     code, lines, _ = run(capsys, bundle, folder, "--times")
     assert code == 3
     assert lines[0].startswith(f"{folder / '0.png'}: bright 0.")
-    assert ", exit 0 (block 1), " in lines[0]
-    assert ", exit 1 (block 2), " in lines[1]
+    assert ", exit 0 (layer1.0), " in lines[0]
+    assert ", exit 1 (layer2.4), " in lines[1]
     assert lines[3].startswith(f"{folder / '3.png'}: image ")
     assert lines[7] == "7 images, 1 with errors"
     assert lines[8] == "exits 0: 16.7 %, 1: 33.3 %, 2: 50.0 %"

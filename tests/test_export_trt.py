@@ -10,8 +10,8 @@ import torch
 
 from compress.checkpoint import save
 from compress.export_trt import main
-from compress.models.early_exit import GFNetDynn, with_exits
 from compress.models.gfnet import gfnet
+from compress.models.gfnet_dynn import GFNetDynn, gfnet_with_exits
 from compress.runtime.manifest import read_manifest
 from tools.tensorrt_fixtures import FOLDER, is_installed
 
@@ -97,7 +97,7 @@ def full_size(tmp_path_factory):
     """GFNet-dynn 12-384 at 224, exits behind blocks 7, 8, 9: the network of the logs."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("full")
-    save(with_exits(gfnet("gfnet_12_384", num_classes=45), [7, 8, 9]), folder / "dynn.pth")
+    save(gfnet_with_exits(gfnet("gfnet_12_384", num_classes=45), [7, 8, 9]), folder / "dynn.pth")
     arguments = ["--split-exits", "--thresholds", "0.8", "--precision", "fp16"]
     assert main([*arguments, "-q", str(folder / "dynn.pth"), "-o", str(folder / "bundle")]) == 0
     return folder / "bundle"

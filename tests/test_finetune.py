@@ -15,7 +15,7 @@ from compress.errors import UserInputError
 from compress.files import sha256_of
 from compress.models.gfnet import GFNet
 from compress.models.vgg import VGG
-from compress.training.job import augmentation
+from compress.training.augmentations import augmentation
 from compress.training.presets import AUGMENTATIONS
 
 QUICK = ["--data", "digits", "--image-size", "8", "--epochs", "3", "--lr", "0.1", "-q"]

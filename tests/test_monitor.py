@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,26 +23,29 @@ from tests.signals import heed_interrupts
 THRESHOLDS = (0.5, 0.75)
 RATES = (0.5, 0.3, 0.2)
 IMAGE = TensorSpec("image", "float32", (3, 4, 4))
-HIDDEN = TensorSpec("hidden", "float32", (8,))
 LOGITS = TensorSpec("logits", "float32", (3,))
 GATE = TensorSpec("gate", "float32", ())
+
+
+PLACES = ("layer1.0", "layer2.4", None)
 
 
 def manifest_of(notes) -> Manifest:
     carried, segments = IMAGE, []
     for i, bar in enumerate((*THRESHOLDS, None)):
+        hidden = TensorSpec(f"hidden_{i}", "float32", (8,))
         segments.append(
             Segment(
                 file=f"segment_{i}.onnx",
                 sha256="0" * 64,
-                blocks=(2 * i, 2 * i + 2),
+                at=PLACES[i],
                 macs=1,
                 threshold=bar,
                 inputs=(carried,),
-                outputs=(LOGITS,) if bar is None else (HIDDEN, LOGITS, GATE),
+                outputs=(LOGITS,) if bar is None else (hidden, LOGITS, GATE),
             )
         )
-        carried = replace(HIDDEN, name="hidden_in")
+        carried = hidden
     return Manifest(
         name="tiny",
         classes=("a", "b", "c"),
@@ -66,7 +68,7 @@ def said(pairs, *, summary=True, thresholds=THRESHOLDS) -> list[str]:
     """What `python -m compress.dispatch --json` prints for these exits and confidences."""
     tally, lines = Tally(manifest_of({}).with_thresholds(thresholds)), []
     for i, (exit_index, confidence) in enumerate(pairs):
-        found = Prediction(f"{i}.png", "a", 0, confidence, exit_index, 2 * exit_index + 1, 1.5)
+        found = Prediction(f"{i}.png", "a", 0, confidence, exit_index, PLACES[exit_index], 1.5)
         tally.add(found)
         lines.append(json.dumps(found.to_dict()))
     if summary:
@@ -155,7 +157,7 @@ GOOD = said(images(3), summary=False)
 
 
 def changed(**fields) -> str:
-    return json.dumps({**json.loads(GOOD[0]), "exit": 0, "exit_block": 1, **fields})
+    return json.dumps({**json.loads(GOOD[0]), "exit": 0, "exit_at": "layer1.0", **fields})
 
 
 @pytest.mark.parametrize(
@@ -173,7 +175,18 @@ def changed(**fields) -> str:
         pytest.param(changed(confidence=None), "None in place of a number", id="none"),
         pytest.param(changed(confidence=float("nan")), "nan in place of a number", id="NaN"),
         pytest.param(changed(exit=3), "exit 3, which ends at exit 2 in the bundle", id="exit"),
-        pytest.param(changed(exit_block=4), "exit 0 behind block 4, behind 1 in", id="block"),
+        pytest.param(
+            changed(exit_at="layer3"),
+            "exit 0 behind layer3, which is behind layer1.0 in the bundle tiny",
+            id="another place",
+        ),
+        pytest.param(
+            changed(exit_at=None),
+            "exit 0 at the final head, which is behind layer1.0 in",
+            id="no place",
+        ),
+        pytest.param(changed(exit_at=7), "7 in place of text", id="place"),
+        pytest.param(changed(exit_at="a\x1b[2J"), "in place of a name", id="control"),
         pytest.param('{"summary": 1}', "a summary without thresholds", id="summary"),
         pytest.param(said([], thresholds=(0.5, 0.8))[0], "are of 0.5, 0.75", id="thresholds"),
         pytest.param(" " * (1 << 20), "longer than 1048576 bytes", id="long"),

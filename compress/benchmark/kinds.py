@@ -26,6 +26,7 @@ from compress.models.early_exit import GFNetDynn, with_exits
 from compress.models.gfnet import GFNet
 from compress.models.outputs import logits_of
 from compress.opened import check_forward, open_checkpoint
+from compress.runtime.decision import fires
 from compress.runtime.dispatcher import Dispatcher
 from compress.runtime.manifest import MANIFEST
 from compress.runtime.thresholds import check_thresholds
@@ -159,7 +160,7 @@ def run_early(model: GFNetDynn, images: Tensor, bars: Sequence[float]) -> Outcom
     for number, (position, bar) in enumerate(zip(model.config["exits"], bars, strict=True)):
         x, done = model.run_blocks(x, done, position + 1), position + 1
         logits, gates = model.exit_outputs(number, x)
-        leaves = (torch.sigmoid(gates).double() >= bar).cpu()  # float64, as `.item()` compares
+        leaves = torch.from_numpy(fires(torch.sigmoid(gates).double().cpu().numpy(), bar))
         _note(classes, alive[leaves], logits[leaves.to(logits.device)])
         for place in alive[leaves].tolist():
             exits[place] = number

@@ -39,6 +39,7 @@ from compress.errors import UserInputError
 from compress.exits.replay import ReplayTable
 from compress.exits.sweep import ExitReport, evaluate_at
 from compress.models.exit_positions import joined
+from compress.runtime.decision import fires
 from compress.runtime.thresholds import check_thresholds
 
 __all__ = ["Recalibration", "recalibrated"]
@@ -131,20 +132,20 @@ def _renewed(
     is_here = was_here.copy()
     renewed = []
     for i, bar in enumerate(bars):
-        left = was_here & _fires(before[:, i], bar)
+        left = was_here & fires(before[:, i], bar)
         arrived, arrive = int(was_here.sum()), int(is_here.sum())
         if arrived and arrive:
             wanted = _nearest(int(left.sum()) * arrive, arrived)
             bar = _threshold(after[is_here, i], wanted, bar)
         renewed.append(bar)
         was_here &= ~left
-        is_here &= ~_fires(after[:, i], bar)
+        is_here &= ~fires(after[:, i], bar)
     return renewed
 
 
 def _threshold(scores: NDArray[np.float32], wanted: int, bar: float) -> float:
     """Return the threshold at which the wanted number leaves, or the nearest that can."""
-    if int(_fires(scores, bar).sum()) == wanted:
+    if int(fires(scores, bar).sum()) == wanted:
         return bar
     # Distinct values, the highest first; above them 1, at which none leaves, below them 0.
     values, counts = np.unique(scores[~np.isnan(scores)], return_counts=True)
@@ -158,12 +159,6 @@ def _threshold(scores: NDArray[np.float32], wanted: int, bar: float) -> float:
     cut = possible[np.abs(leaving[possible] - wanted).argmin()]
     middle = float(np.float32((above[cut] + below[cut]) / 2))
     return middle if middle > below[cut] or cut == len(values) else float(above[cut])
-
-
-def _fires(scores: NDArray[np.float32], bar: float) -> NDArray[np.bool_]:
-    """In float64, as `compress.exits.replay.decide` compares; False for NaN."""
-    fires: NDArray[np.bool_] = scores.astype(np.float64) >= bar
-    return fires
 
 
 def _nearest(numerator: int, denominator: int) -> int:

@@ -33,6 +33,7 @@ from compress.measure.exit_macs import exit_check_macs, macs_per_exit
 from compress.models.exit_positions import Position, check_order, joined, last_position, position_of
 from compress.models.with_exits import WithExits
 from compress.progress import progress_bar
+from compress.runtime.decision import first_exit
 from compress.runtime.thresholds import check_thresholds
 
 __all__ = [
@@ -154,12 +155,8 @@ def decide(
         UserInputError: a threshold is out of range, or there are not as many as exits.
     """
     exits = np.arange(table.exits) if exits is None else exits
-    bars = np.array(check_thresholds(thresholds, len(exits)), dtype=np.float64)
-    fires = np.zeros((len(table), table.exits + 1), dtype=bool)
-    fires[:, -1] = True
-    # In float64, as `.item() >= threshold` compares: 0.8 is another number in float32.
-    fires[:, exits] = table.scores[:, exits].astype(np.float64) >= bars
-    return fires.argmax(axis=1)
+    bars = check_thresholds(thresholds, len(exits))
+    return first_exit(table.scores, bars, exits)
 
 
 def exit_numbers(chosen: Sequence[Position], positions: Sequence[Position]) -> list[int]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from compress.data.image_data import Split
 from compress.errors import CompressError, UserInputError
 from compress.exits.replay import ReplayTable, Source, decide
+from compress.models.exit_spelling import Position, spelled
 from compress.progress import progress_bar
 from compress.runtime.backend import Backend
 from compress.runtime.backends import open_backend
@@ -80,7 +81,7 @@ def replay_bundle(
         scores=scores,
         labels=labels,
         positions=_positions(manifest),
-        depth=manifest.segments[-1].blocks[1],
+        depth=0,
         macs=np.array(list(accumulate(s.macs for s in manifest.segments)), dtype=np.int64),
         check_macs=np.array(check_macs, dtype=np.int64),
         source=source,
@@ -102,9 +103,9 @@ def _all_exits(
     return logits, gates
 
 
-def _positions(manifest: Manifest) -> tuple[int, ...]:
-    """Return the block behind which each exit stands."""
-    return tuple(segment.blocks[1] - 1 for segment in manifest.segments[:-1])
+def _positions(manifest: Manifest) -> tuple[Position, ...]:
+    """Return where each exit stands, as people spell it."""
+    return tuple(spelled(segment.at) for segment in manifest.segments if segment.at is not None)
 
 
 def _check(manifest: Manifest, split: Split, source: Source, size: int) -> Preprocessing:

@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from compress.models.early_exit import GATE_FEATURES, LOWEST_LOG, Gate
+from compress.models.gate import GATE_FEATURES, LOWEST_LOG, Gate
 from compress.models.gfnet import GFNet
 from compress.models.gfnet_block import MeanTokens, Mlp
 from compress.models.global_filter import with_matrix_filters
@@ -82,21 +82,28 @@ class ProductMean(MeanTokens):
 
 
 def deployed_form(model: nn.Module) -> nn.Module:
-    """Return a copy in the form that is exported, in eval mode."""
+    """Return a copy in the form that is exported, in eval mode.
+
+    Modules are told by their types, wherever in the network they stand.
+    """
     twin = with_matrix_filters(model, largest=LARGEST_MATRIX).eval()
     for module in list(twin.modules()):
         if isinstance(module, Mlp):
             _simplify_mlp_(module)
         elif isinstance(module, GFNet):
-            _simplify_network_(module)
+            module.average = ProductMean(module.pos_embed.shape[1])
+        for name, child in module.named_children():
+            if isinstance(child, Gate):
+                setattr(module, name, FoldedGate(child))
     return twin
 
 
 def in_half(deployed: nn.Module) -> nn.Module:
     """Return a copy with float16 weights; gates, which cost nothing, stay in float32."""
     twin = copy.deepcopy(deployed).half()
-    for gate in getattr(twin, "gates", ()):
-        gate.float()
+    for module in twin.modules():
+        if isinstance(module, FoldedGate):
+            module.float()
     return twin
 
 
@@ -106,12 +113,3 @@ def _simplify_mlp_(mlp: Mlp) -> None:
     if mlp.scale is not None:
         mlp.fc2.weight.mul_(mlp.scale)
         mlp.scale = None
-
-
-def _simplify_network_(network: GFNet) -> None:
-    network.average = ProductMean(network.pos_embed.shape[1])
-    gates = getattr(network, "gates", None)
-    if isinstance(gates, nn.ModuleList):
-        network.gates = nn.ModuleList(
-            FoldedGate(gate) for gate in gates.children() if isinstance(gate, Gate)
-        )

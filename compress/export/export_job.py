@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,7 +28,8 @@ from compress.export.source import ExportSource, open_export
 from compress.export.targets import target
 from compress.files import replacing_folder
 from compress.measure.versions import hardware, versions
-from compress.models.early_exit import GFNetDynn
+from compress.models.exit_spelling import Position, spelled
+from compress.models.with_exits import WithExits
 from compress.opened import Opening
 from compress.runtime.cuda import probe_cuda
 from compress.runtime.engine_builder import build_engines
@@ -59,7 +60,8 @@ class ExportJob:
         checkpoint: file to read.
         output: folder of the bundle.
         split_exits: one segment an exit; off, the whole network is one segment.
-        exits: blocks behind which exits are exported; None is all that there are.
+        exits: where exits are exported, by paths of modules or numbers of blocks; None is all that
+            there are.
         thresholds: one for all or one for each; None takes the plan's, else 0.5.
         plan: file that names exits and thresholds, or None.
         target: name of what the files are written for, see `compress.export.targets`.
@@ -79,7 +81,7 @@ class ExportJob:
     checkpoint: Path
     output: Path
     split_exits: bool = False
-    exits: tuple[int, ...] | None = None
+    exits: tuple[Position, ...] | None = None
     thresholds: float | tuple[float, ...] | None = None
     plan: Path | None = None
     target: str = "jetpack6.2"
@@ -136,16 +138,11 @@ class ExportReport:
         batch = "batch 1" if manifest.batch[1] == 1 else f"batch 1 to {manifest.batch[1]}"
         lines = [
             f"{manifest.name} for {manifest.target} (opset {manifest.opset}), {batch}",
-            "segment  blocks  precision  threshold      MACs       size",
+            *_table(
+                ("segment", "exit behind", "crosses", "precision", "threshold", "MACs", "size"),
+                [_row(manifest, i, size) for i, size in enumerate(self.sizes)],
+            ),
         ]
-        for i, (segment, size) in enumerate(zip(manifest.segments, self.sizes, strict=True)):
-            first, stop = segment.blocks
-            blocks = f"{first}-{stop - 1}" if stop else "all"
-            bar = "-" if segment.threshold is None else f"{segment.threshold:.4g}"
-            lines.append(
-                f"{i:7}  {blocks:>6}  {segment.precision:>9}  {bar:>9}  "
-                f"{segment.macs / 1e6:7.2f} M  {size / 1e6:6.2f} MB"
-            )
         lines.append(
             f"against torch on {parity.images_name}: worst relative error "
             f"{parity.worst_relative_error:.1e}, {_agreeing(parity)}"
@@ -156,6 +153,31 @@ class ExportReport:
             lines.append(f"quantised: {self.recalibration.to_text()}")
         lines.append(f"written: {self.bundle}")
         return "\n".join([*lines, *([self.next_step] if self.next_step else [])])
+
+
+def _row(manifest: Manifest, number: int, size: int) -> tuple[str, ...]:
+    """Return what a line of the table tells of a segment."""
+    segment = manifest.segments[number]
+    crosses = manifest.living(number)
+    kib = sum(spec.image_bytes for spec in crosses) / 1024
+    return (
+        str(number),
+        "-" if segment.at is None else str(spelled(segment.at)),
+        f"{len(crosses)}, {kib:.1f} KiB" if crosses else "-",
+        segment.precision,
+        "-" if segment.threshold is None else f"{segment.threshold:.4g}",
+        f"{segment.macs / 1e6:.2f} M",
+        f"{size / 1e6:.2f} MB",
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return lines whose columns end below one another."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    return [
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in (head, *rows)
+    ]
 
 
 def _agreeing(parity: BundleParity) -> str:
@@ -313,7 +335,7 @@ def _origin(source: ExportSource, data: ImageData) -> Source:
 
 
 def _torch_table(job: ExportJob, source: ExportSource) -> ReplayTable:
-    if not isinstance(source.model, GFNetDynn) or source.data is None:
+    if not isinstance(source.model, WithExits) or source.data is None:
         raise TypeError("a table needs exits and images")
     if source.preprocessing is None:
         raise TypeError("a table needs images that are prepared in a known way")
@@ -331,10 +353,12 @@ def _parity(
     source: ExportSource, files: SegmentFiles, manifest: Manifest, folder: Path
 ) -> BundleParity:
     return measure_parity(
-        files.reference,
+        files.network,
         [onnx_session(folder / segment.file) for segment in files.segments],
+        None if files.in_float is None else [onnx_session(each) for each in files.in_float],
         source.images,
         manifest.thresholds,
+        outputs=[spec.name for spec in manifest.segments[-1].outputs],
         batch=manifest.batch[1],
         images_name=source.images_name,
     )

@@ -5,12 +5,12 @@ the new name already (a network that returns {"relu": …}), and a value that is
 input, a weight that is given on, gets one name for both. So names are set here.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from compress.optional import require
 
-__all__ = ["name_outputs_"]
+__all__ = ["moved_aside", "name_outputs_", "rename_values_"]
 
 
 def name_outputs_(proto: Any, names: Sequence[str]) -> None:
@@ -28,7 +28,7 @@ def name_outputs_(proto: Any, names: Sequence[str]) -> None:
         if list(node.input) == list(node.output):  # torch's copy of an input that is given on
             graph.node.remove(node)
     made = {value for node in graph.node for value in node.output}
-    renamed = _moved_aside(graph, names)
+    renamed = moved_aside(graph, names)
     copied: list[tuple[str, str]] = []
     done: set[str] = set()
     for output, name in zip(graph.output, names, strict=True):
@@ -38,14 +38,14 @@ def name_outputs_(proto: Any, names: Sequence[str]) -> None:
             copied.append((output.name, name))
         done.add(output.name)
         output.name = name
-    _rename_(graph, renamed)
+    rename_values_(graph, renamed)
     for value, name in copied:
         source = renamed.get(value, value)
         graph.node.append(onnx.helper.make_node("Identity", [source], [name], f"give_{name}"))
 
 
-def _moved_aside(graph: Any, names: Sequence[str]) -> dict[str, str]:
-    """Return other names for values that have one of these."""
+def moved_aside(graph: Any, names: Sequence[str]) -> dict[str, str]:
+    """Return other names for the values of a graph that have one of these, by those they have."""
     used = set(_values(graph))
     aside = {}
     for name in used.intersection(names):
@@ -65,14 +65,15 @@ def _values(graph: Any) -> Iterator[str]:
             yield from _values(inner)
 
 
-def _rename_(graph: Any, renamed: dict[str, str]) -> None:
+def rename_values_(graph: Any, renamed: Mapping[str, str]) -> None:
+    """Rename values and initializers, and every reader of them; inputs and outputs stay."""
     for each in (*graph.initializer, *graph.value_info):
         each.name = renamed.get(each.name, each.name)
     for node in graph.node:
         node.input[:] = [renamed.get(value, value) for value in node.input]
         node.output[:] = [renamed.get(value, value) for value in node.output]
         for inner in _subgraphs(node):
-            _rename_(inner, renamed)
+            rename_values_(inner, renamed)
             for each in (*inner.input, *inner.output):
                 each.name = renamed.get(each.name, each.name)
 

@@ -88,11 +88,11 @@ def onnx_from_module(
     return OnnxExport(path=Path(path), sha256=sha256_of(path), opset=OPSET, parity=parity)
 
 
-def onnx_session(path: Path, *, threads: int | None = None) -> Any:
-    """Open an ONNX file in ONNX Runtime on the CPU.
+def onnx_session(model: Any, *, threads: int | None = None) -> Any:
+    """Open an ONNX file, or a graph in memory, in ONNX Runtime on the CPU.
 
     Args:
-        path: the file.
+        model: the path of the file, or an `onnx.ModelProto`.
         threads: inside an operation; None takes as many as torch does, so that the two compare.
 
     Raises:
@@ -105,13 +105,16 @@ def onnx_session(path: Path, *, threads: int | None = None) -> Any:
     # A spinning pool eats the cores that torch is timed on next to it.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
+    is_file = isinstance(model, str | Path)
+    content = str(model) if is_file else model.SerializeToString()
     try:
         return ort.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOWER
+            content, options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOWER
         )
     except Exception as err:  # ONNX Runtime has a class of its own per status code
         raise ToolchainError(
-            f"ONNX Runtime {ort.__version__} cannot read {path} ({err}); export it again"
+            f"ONNX Runtime {ort.__version__} cannot read {model if is_file else 'a graph'} "
+            f"({err}); export it again"
         ) from err
 
 

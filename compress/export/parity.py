@@ -1,8 +1,9 @@
 """How well the files of a bundle agree with the torch network, segment by segment and as a chain.
 
-A segment is fed what torch gives to it, so its error is its own; the chain is fed images and hands
-its own hidden states on, so its error is what the device will see. Nothing leaves early here:
-decisions are compared afterwards, from the gates.
+The chain is fed images and hands its own values on, so its error is what the device will see. A
+segment alone is fed what the float32 segments before it hand on, so its error is its own: of its
+results against torch, of what it hands on against its own float32 form, as what crosses has no name
+in torch. Nothing leaves early here: decisions are compared afterwards, from the gates.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,9 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compress.errors import AccuracyError
+from compress.export.chain import Tensors, joined, run_chain, run_segment
 from compress.export.network_outputs import LOGITS
 from compress.export.output_error import output_error, output_errors, worst_output
-from compress.export.segments import SegmentModule
+from compress.export.whole_network import WholeNetwork
+from compress.runtime.decision import first_exit
 
 __all__ = ["TOLERANCES", "BundleParity", "check_parity", "measure_parity"]
 
@@ -26,7 +29,6 @@ __all__ = ["TOLERANCES", "BundleParity", "check_parity", "measure_parity"]
 TOLERANCES = {"fp32": 1e-3, "fp16": 3e-2, "int8": float("inf")}
 LEAST_AGREEMENT = 0.9  # of classes with int8
 INT8_FURTHER = 0.25
-Outputs = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,33 +65,43 @@ class BundleParity:
 
 @torch.inference_mode()
 def measure_parity(
-    reference: Sequence[SegmentModule],
+    network: WholeNetwork,
     sessions: Sequence[Any],
+    in_float: Sequence[Any] | None,
     images: Tensor,
     thresholds: Sequence[float],
     *,
+    outputs: Sequence[str],
     batch: int,
     images_name: str,
 ) -> BundleParity:
     """Compare the files of a bundle with the torch network.
 
     Args:
-        reference: segments of the network in float32.
-        sessions: of the files, in the same order.
+        network: in float32.
+        sessions: of the files, in order.
+        in_float: of the same segments computed in float32; None where the files are that.
         images: (N, C, H, W) float32.
         thresholds: of the exits.
+        outputs: of the last segment; earlier ones give logits and gate, and what crosses.
         batch: images at a time, at most as many as the files take.
         images_name: what they are.
     """
-    torch_runs: list[list[Outputs]] = []  # per batch, per segment
-    alone: list[list[Outputs]] = []
-    chain: list[list[Outputs]] = []
+    torch_runs: list[list[Tensors]] = []  # per batch, per segment
+    float_runs: list[list[Tensors]] = []
+    alone: list[list[Tensors]] = []
+    chain: list[list[Tensors]] = []
     for part in images.split(batch):
-        inputs, outputs = _run_torch(reference, part)
-        torch_runs.append(outputs)
-        alone.append([_run(s, x) for s, x in zip(sessions, inputs, strict=True)])
-        chain.append(_run_chain(sessions, inputs[0]))
-    wanted, single, chained = (_joined(runs) for runs in (torch_runs, alone, chain))
+        torch_runs.append(_run_torch(network, part, outputs))
+        chain.append([given for _, given in run_chain(sessions, part.numpy())])
+        if in_float is None:  # each file was fed what the float32 ones before it gave
+            float_runs.append(chain[-1])
+            alone.append(chain[-1])
+            continue
+        fed = run_chain(in_float, part.numpy())
+        float_runs.append([given for _, given in fed])
+        alone.append([run_segment(s, taken) for s, (taken, _) in zip(sessions, fed, strict=True)])
+    wanted, floats, single, chained = map(joined, (torch_runs, float_runs, alone, chain))
     exits = _exits(wanted, thresholds)
     errors = output_errors(chained[-1], wanted[-1])
     exit_errors = [
@@ -103,8 +115,7 @@ def measure_parity(
         top1_agreement=_agreement(chained, wanted, exits),
         exit_agreement=float((_exits(chained, thresholds) == exits).mean()),
         segment_errors=tuple(
-            _worst(output_error(s[name], w[name]) for name in w if name != "gate")
-            for s, w in zip(single, wanted, strict=True)
+            _own_error(s, {**f, **w}) for s, f, w in zip(single, floats, wanted, strict=True)
         ),
         images=len(images),
         images_name=images_name,
@@ -154,7 +165,7 @@ def _told(parity: BundleParity, further: Mapping[str, float]) -> str:
 
 
 def _agreement(
-    found: Sequence[Outputs], wanted: Sequence[Outputs], exits: NDArray[np.int64]
+    found: Sequence[Tensors], wanted: Sequence[Tensors], exits: NDArray[np.int64]
 ) -> float | None:
     """Return the share of images with the same class at these exits; None without classes."""
     if LOGITS not in wanted[-1]:
@@ -164,52 +175,24 @@ def _agreement(
     return float(np.equal(*classes).mean())
 
 
-def _run_torch(
-    segments: Sequence[SegmentModule], images: Tensor
-) -> tuple[list[NDArray[Any]], list[Outputs]]:
-    """Return what each segment takes, and what it gives."""
-    x, inputs, outputs = images, [], []
-    for segment in segments:
-        inputs.append(x.numpy())
-        found = segment(x)
-        values = found if isinstance(found, tuple) else (found,)
-        names = [spec.name for spec in segment.specs.outputs]
-        outputs.append({name: v.numpy() for name, v in zip(names, values, strict=True)})
-        x = values[0]
-    return inputs, outputs
+def _run_torch(network: WholeNetwork, images: Tensor, outputs: Sequence[str]) -> list[Tensors]:
+    """Return the results of each segment."""
+    found = network(images)
+    values = [each.numpy() for each in (found if isinstance(found, tuple) else (found,))]
+    count = len(values) - len(outputs)
+    gated = [{"logits": values[i], "gate": values[i + 1]} for i in range(0, count, 2)]
+    return [*gated, dict(zip(outputs, values[count:], strict=True))]
 
 
-def _run(session: Any, x: NDArray[Any]) -> Outputs:
-    (taken,) = session.get_inputs()
-    dtype = np.float16 if taken.type == "tensor(float16)" else np.float32
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, {taken.name: x.astype(dtype)}), strict=True))
+def _own_error(found: Tensors, wanted: Mapping[str, NDArray[Any]]) -> float:
+    """Return the worst error of what a segment alone gives, apart from its gate."""
+    return _worst(output_error(found[name], wanted[name]) for name in wanted if name != "gate")
 
 
-def _run_chain(sessions: Sequence[Any], images: NDArray[Any]) -> list[Outputs]:
-    x, outputs = images, []
-    for session in sessions:
-        outputs.append(_run(session, x))
-        x = outputs[-1].get("hidden", x)
-    return outputs
-
-
-def _joined(runs: list[list[Outputs]]) -> list[Outputs]:
-    """Per segment, the outputs of all batches, in float32 unless they are whole numbers."""
-    return [
-        {name: _in_float32(np.concatenate([r[i][name] for r in runs])) for name in first}
-        for i, first in enumerate(runs[0])
-    ]
-
-
-def _exits(run: Sequence[Outputs], thresholds: Sequence[float]) -> NDArray[np.int64]:
-    fires = [s["gate"].astype(np.float64) >= t for s, t in zip(run, thresholds, strict=False)]
+def _exits(run: Sequence[Tensors], thresholds: Sequence[float]) -> NDArray[np.int64]:
     images = len(next(iter(run[0].values())))
-    return np.stack([*fires, np.ones(images, dtype=bool)]).argmax(axis=0)
-
-
-def _in_float32(values: NDArray[Any]) -> NDArray[Any]:
-    return values.astype(np.float32) if values.dtype.kind == "f" else values
+    gates = [s["gate"] for s, _ in zip(run, thresholds, strict=False)]
+    return first_exit(np.array(gates).reshape(len(thresholds), images).T, thresholds)
 
 
 def _worst(errors: Iterable[float]) -> float:

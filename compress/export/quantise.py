@@ -16,7 +16,7 @@ import logging
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,6 @@ Feed = Mapping[str, np.ndarray]
 
 SMALLEST_OPSET = 13  # of QuantizeLinear with an axis
 LINEAR = ("MatMul", "Gemm", "Conv")
-CARRIED = "hidden"  # goes on to the next segment; every other output is a result
 PURPOSE = "quantising to int8"
 
 
@@ -46,6 +45,7 @@ def quantised(
     feeds: Sequence[Feed],
     *,
     nodes: Sequence[str] | None = None,
+    crossing: Collection[str] = (),
     float_weights: bool = False,
 ) -> "onnx.ModelProto":
     """Return the graph with its Linear layers in int8; equal arguments give equal bytes.
@@ -54,6 +54,7 @@ def quantised(
         proto: a float32 graph of opset 13 or later, weights inside; left as it is.
         feeds: calibration inputs by name, float32, at least one; every one a batch.
         nodes: names of the nodes to quantise; None takes those of `linear_nodes`.
+        crossing: outputs that a later segment reads; the others are results.
         float_weights: leave weights float32 behind a Q/DQ pair of their own, in place of int8
             behind a DQ. TensorRT 8 takes no others.
 
@@ -69,7 +70,7 @@ def quantised(
     _check_opset(proto)
     _check_feeds(feeds)
     graph = _named(proto)
-    chosen = _chosen(graph, nodes)
+    chosen = _chosen(graph, nodes, crossing)
     with tempfile.TemporaryDirectory(prefix="compress-int8-") as folder, _quiet():
         _quantise(graph, feeds, chosen, Path(folder) / "int8.onnx", float_weights=float_weights)
         result = onnx.load(Path(folder) / "int8.onnx")
@@ -79,14 +80,18 @@ def quantised(
     return result
 
 
-def linear_nodes(proto: "onnx.ModelProto") -> list[str]:
+def linear_nodes(proto: "onnx.ModelProto", crossing: Collection[str] = ()) -> list[str]:
     """Return the names of the nodes that `quantised` takes by default, in the order of the graph.
 
     A node without a name of its own is called by its type and its place, such as "MatMul_7".
+
+    Args:
+        proto: as `quantised` takes it.
+        crossing: outputs that a later segment reads; the others are results.
     """
     graph = _named(proto)
     linear = _linear(graph)
-    spared = _last_before_results(graph, set(linear))
+    spared = _last_before_results(graph, set(linear), crossing)
     return [name for name in linear if name not in spared]
 
 
@@ -113,15 +118,12 @@ def faster_than(
     Raises:
         ToolchainError: ONNX Runtime is missing or cannot read a graph.
     """
-    onnx = require("onnx", PURPOSE)
-    runs = {}
-    with tempfile.TemporaryDirectory(prefix="compress-int8-") as folder:
-        for name, proto in (("candidate", candidate), ("reference", reference)):
-            path = Path(folder) / f"{name}.onnx"
-            onnx.save(proto, path)
-            session = onnx_session(path, threads=threads)
-            runs[name] = _Run(session, dict(feed))
-        latency = measure_latency(runs, max_seconds=max_seconds, progress=False)
+    graphs = {"candidate": candidate, "reference": reference}
+    runs = {
+        name: _Run(onnx_session(proto, threads=threads), dict(feed))
+        for name, proto in graphs.items()
+    }
+    latency = measure_latency(runs, max_seconds=max_seconds, progress=False)
     return latency["reference"].median_ms / latency["candidate"].median_ms
 
 
@@ -198,9 +200,11 @@ def _named(proto: "onnx.ModelProto") -> "onnx.ModelProto":
     return copy
 
 
-def _chosen(graph: "onnx.ModelProto", nodes: Sequence[str] | None) -> list[str]:
+def _chosen(
+    graph: "onnx.ModelProto", nodes: Sequence[str] | None, crossing: Collection[str]
+) -> list[str]:
     if nodes is None:
-        chosen = linear_nodes(graph)
+        chosen = linear_nodes(graph, crossing)
         if not chosen:
             raise UnsupportedModelError(
                 "the graph has no Linear layer with float32 weights before its last one, so "
@@ -245,10 +249,12 @@ def _float_constants(proto: "onnx.ModelProto") -> dict[str, int]:
     }
 
 
-def _last_before_results(proto: "onnx.ModelProto", linear: set[str]) -> set[str]:
+def _last_before_results(
+    proto: "onnx.ModelProto", linear: set[str], crossing: Collection[str]
+) -> set[str]:
     """Return the Linear layers from which a result is reached without another one between."""
     maker = {output: node for node in proto.graph.node for output in node.output}
-    todo = [output.name for output in proto.graph.output if output.name != CARRIED]
+    todo = [output.name for output in proto.graph.output if output.name not in crossing]
     seen: set[str] = set()
     found: set[str] = set()
     while todo:

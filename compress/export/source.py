@@ -12,9 +12,11 @@ from compress.checkpoint import Checkpoint, read_checkpoint
 from compress.data.image_data import ImageData, Preprocessing
 from compress.data.sample import noise, pictures
 from compress.errors import CompressError, UserInputError
-from compress.exits.replay import exit_numbers
 from compress.export.network_outputs import LOGITS, output_specs
-from compress.models.early_exit import GFNetDynn, with_exits
+from compress.models import ARCHITECTURES
+from compress.models.early_exit import EarlyExitNetwork
+from compress.models.exit_spelling import Position
+from compress.models.with_exits import WithExits
 from compress.opened import Opened, Opening, check_forward, open_checkpoint
 from compress.planning.plan import ExitPlan, read_plan
 from compress.runtime.manifest import TensorSpec
@@ -28,6 +30,8 @@ COMPARED_IMAGES = 64
 NOISE_IMAGES = 8
 BUILT_IN = "digits"  # the data that are there without a download
 UNCHOSEN = 0.5  # a gate that says "rather yes"
+FAMILIES = (*ARCHITECTURES.values(), EarlyExitNetwork)
+WITH_EXITS = {family.arch for family in FAMILIES if issubclass(family, WithExits)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +64,18 @@ class ExportSource:
     preprocessing: Preprocessing | None
     plan: ExitPlan | None
 
+    @property
+    def exit_paths(self) -> tuple[str, ...]:
+        """The module behind which each of the exported exits stands; none for the whole network."""
+        split = isinstance(self.model, WithExits) and self.thresholds
+        return self.model.exit_paths if split else ()  # type: ignore[operator,return-value]
+
 
 def open_export(
     path: Path,
     *,
     split_exits: bool,
-    exits: Sequence[int] | None = None,
+    exits: Sequence[Position] | None = None,
     thresholds: float | Sequence[float] | None = None,
     plan: Path | None = None,
     data: str | ImageData | None = None,
@@ -78,7 +88,8 @@ def open_export(
     Args:
         path: its file.
         split_exits: whether exits are wanted; the other options about them need it.
-        exits: blocks behind which exits are exported; None is all that there are.
+        exits: where exits are exported, by paths of modules or numbers of blocks; None is all that
+            there are.
         thresholds: one for all or one for each; None takes the plan's, else 0.5.
         plan: file that names exits and thresholds.
         data: where images come from; None takes the digits where the network was trained on them,
@@ -132,7 +143,7 @@ def newest_checkpoint(runs: Path) -> Path:
             arch = read_checkpoint(file).arch
         except CompressError:  # a file of another kind, which is no concern here
             continue
-        if arch == GFNetDynn.arch:
+        if arch in WITH_EXITS:
             return file
     raise UserInputError(
         f"no CHECKPOINT is given, and there is none with early exits under {runs}; give its path, "
@@ -143,11 +154,11 @@ def newest_checkpoint(runs: Path) -> Path:
 def _with_chosen_exits(
     model: nn.Module,
     checkpoint: Checkpoint,
-    exits: Sequence[int] | None,
+    exits: Sequence[Position] | None,
     thresholds: float | Sequence[float] | None,
     plan: ExitPlan | None,
 ) -> tuple[nn.Module, tuple[float, ...]]:
-    if not isinstance(model, GFNetDynn):
+    if not isinstance(model, WithExits):
         raise UserInputError(
             f"--split-exits was given, but the checkpoint holds a {type(model).__name__} without "
             "early exits; leave it out, or train exits first"
@@ -157,9 +168,8 @@ def _with_chosen_exits(
         if not exits:  # no exit pays: the whole network
             return model, ()
     if exits is not None:
-        exit_numbers(exits, model.config["exits"])  # they must be there: heads are not invented
-        model = with_exits(model, exits)
-    count = len(model.config["exits"])
+        model = model.with_positions(exits)  # they must be there: heads are not invented
+    count = len(model.gates)
     if thresholds is None:
         logger.warning(
             "note: nothing chose thresholds, so %g is taken at every exit; give --thresholds, or a "
@@ -173,9 +183,9 @@ def _with_chosen_exits(
 def _of_plan(
     plan: ExitPlan,
     checkpoint: Checkpoint,
-    exits: Sequence[int] | None,
+    exits: Sequence[Position] | None,
     thresholds: float | Sequence[float] | None,
-) -> tuple[Sequence[int], float | Sequence[float]]:
+) -> tuple[Sequence[Position], float | Sequence[float]]:
     if exits is not None:
         raise UserInputError("--exits and --plan were given; expected one, as a plan names exits")
     if plan.source.checkpoint_sha256 != checkpoint.sha256:

@@ -8,8 +8,9 @@
         …
 
 Triton's ensembles cannot stop in between, so the dispatcher is a Python model that calls the
-others (business logic scripting). Its thresholds are a parameter of config.pbtxt: edit it, and
-reload the model. Outputs that a network gives beside its logits are had from its segment's model.
+others (business logic scripting), and hands on by name what crosses from segment to segment. Its
+thresholds are a parameter of config.pbtxt: edit it, and reload the model. Outputs that a network
+gives beside its logits are had from its segment's model.
 
 `max_batch_size` says whether Triton itself adds the batch to `dims`. For a bundle with a batch of
 1 to N it is N, and `dims` are those of one image. For a batch of 1 alone it is 0, and `dims` begin
@@ -28,7 +29,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from compress.errors import UserInputError
-from compress.export.triton_bls import CARRIED
 from compress.files import replacing, replacing_folder, write_text
 from compress.runtime.engines import EngineSet, read_engines
 from compress.runtime.manifest import Manifest, TensorSpec, read_manifest
@@ -36,7 +36,13 @@ from compress.runtime.manifest import Manifest, TensorSpec, read_manifest
 __all__ = ["PLATFORMS", "write_triton"]
 
 PLATFORMS = ("onnxruntime", "tensorrt")
-DTYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "int32": "TYPE_INT32"}
+DTYPES = {
+    "float32": "TYPE_FP32",
+    "float16": "TYPE_FP16",
+    "int32": "TYPE_INT32",
+    "int64": "TYPE_INT64",
+    "bool": "TYPE_BOOL",
+}
 
 
 def write_triton(
@@ -90,13 +96,15 @@ def _engines(bundle: Path, manifest: Manifest, platform: str) -> EngineSet | Non
 
 
 def _check_names(manifest: Manifest) -> None:
-    for segment in manifest.segments[1:]:
-        (taken,) = segment.inputs
-        if taken.name != CARRIED:
-            raise UserInputError(
-                f"segment {segment.file} takes {taken.name!r:.60}; expected {CARRIED}, the name "
-                "that Triton's dispatcher gives to hidden states, so export the bundle again"
-            )
+    """Files of bundles of the format before call every tensor that crosses the same."""
+    for segment in manifest.segments:
+        for spec in (*segment.inputs, *segment.outputs):
+            if spec.alias is not None:
+                raise UserInputError(
+                    f"segment {segment.file} calls {spec.name} {spec.alias!r:.60}, as bundles of "
+                    "an earlier version do; expected the names of this one, by which Triton's "
+                    "dispatcher hands tensors on, so export the bundle again"
+                )
 
 
 def _check_classes(manifest: Manifest, bundle: Path) -> None:
@@ -173,6 +181,8 @@ def _write_dispatcher(folder: Path, manifest: Manifest) -> None:
     names = [_segment_name(manifest, number) for number in range(len(manifest.segments))]
     parameters = {
         "segments": ",".join(names),
+        "takes": ";".join(",".join(spec.name for spec in s.inputs) for s in manifest.segments),
+        "gives": ";".join(",".join(spec.name for spec in s.gives) for s in manifest.segments),
         "thresholds": ",".join(map(repr, manifest.thresholds)),  # repr: the very same float
         "FORCE_CPU_ONLY_INPUT_TENSORS": "no",  # an image in device memory stays there
     }

@@ -7,12 +7,16 @@ Takes `image` (B, C, H, W); gives `logits` (B, K) of the exit where each image l
 (B, 1) int32, the number of that exit, E for the final head. An image leaves behind segment i when
 gate_i >= threshold_i; a gate that is not a number never fires. Images that left do not travel on.
 
-A hidden state is handed from segment to segment where it lies, in device memory if the segments
-run there; only gates, and logits of images that leave, are copied to the host. Where some images
-of a batch leave and others stay, the rows that stay go through the host.
+Tensors are handed from segment to segment by name, where they lie, in device memory if the segments
+run there; only gates, and logits of images that leave, are copied to the host. Each is kept until
+the last segment that takes it has run. Where some images of a batch leave and others stay, the rows
+that stay, of every tensor that is kept, go through the host.
 
 Parameters of config.pbtxt:
     segments: names of the segment models, in order, with commas between them.
+    takes: names of the tensors that each segment takes, with commas between them, segments apart
+        by semicolons.
+    gives: likewise those that each segment makes for later ones.
     thresholds: one an exit, or one for all, with commas between them. A request may bring a
         parameter of the same name, a text or a number, which holds for that request.
 """
@@ -28,12 +32,11 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["CARRIED", "TritonPythonModel"]
+__all__ = ["TritonPythonModel"]
 
 CUDA_RUNTIMES = ("libcudart.so", "libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0")
 DEVICE_TO_HOST = 2  # cudaMemcpyDeviceToHost
-CARRIED = "hidden_in"  # as the next segment calls what one gives as `hidden`
-GATED, FINAL = ("hidden", "logits", "gate"), ("logits",)
+SIGNED, FLOATING = 0, 2  # codes of DLPack
 
 
 class TritonPythonModel:
@@ -45,6 +48,8 @@ class TritonPythonModel:
         parameters = json.loads(args["model_config"])["parameters"]
         self._segments = parameters["segments"]["string_value"].split(",")
         self._last = len(self._segments) - 1
+        self._takes = _names(parameters["takes"].get("string_value", ""))
+        self._gives = _names(parameters["gives"].get("string_value", ""))
         text = parameters["thresholds"].get("string_value", "")  # an empty text may be left out
         try:
             self._bars = _thresholds(text, self._last)
@@ -78,11 +83,11 @@ class TritonPythonModel:
 
     def _dispatch(self, image: Any, bars: list[float]) -> tuple[np.ndarray, np.ndarray]:
         """Return logits (B, K) float32 and exits (B, 1) int32 of a batch."""
-        travelling = image  # the server's tensor, not an array: it may lie in device memory
+        living = {"image": image}  # the server's tensors: they may lie in device memory
         alive: np.ndarray | None = None  # places of the images still on their way; None is all
         left: list[tuple[int, np.ndarray, np.ndarray]] = []  # segment, places, logits
         for segment, bar in enumerate([*bars, None]):
-            outputs = self._call(segment, travelling, FINAL if bar is None else GATED)
+            outputs = self._call(segment, living, [] if bar is None else ["gate"])
             leaves = self._leaving(outputs, bar)
             rows = np.arange(len(leaves)) if alive is None else alive
             if leaves.any() or leaves.all():  # the latter of no images at all
@@ -90,14 +95,19 @@ class TritonPythonModel:
             if leaves.all():
                 break
             alive = rows[~leaves]
-            travelling = self._carried(outputs["hidden"], ~leaves)
+            living = self._kept({**living, **outputs}, segment, ~leaves)
         return _in_order(left)
 
-    def _carried(self, hidden: Any, stays: np.ndarray) -> Any:
-        """Return the hidden states of the images that stay, under the name of the next input."""
-        if stays.all():  # always so for one image: the same memory under another name
-            return self._server.Tensor.from_dlpack(CARRIED, hidden.to_dlpack())
-        return self._server.Tensor(CARRIED, np.ascontiguousarray(self._on_host(hidden)[stays]))
+    def _kept(self, tensors: dict[str, Any], segment: int, stays: np.ndarray) -> dict[str, Any]:
+        """Return what later segments take, of the images that stay."""
+        later = {name for takes in self._takes[segment + 1 :] for name in takes}
+        kept = {name: tensor for name, tensor in tensors.items() if name in later}
+        if stays.all():  # always so for one image
+            return kept
+        return {
+            name: self._server.Tensor(name, np.ascontiguousarray(self._on_host(tensor)[stays]))
+            for name, tensor in kept.items()
+        }
 
     def _leaving(self, outputs: dict[str, Any], bar: float | None) -> np.ndarray:
         """Return (B,) bool; behind the final head every image leaves."""
@@ -107,13 +117,14 @@ class TritonPythonModel:
         leaves: np.ndarray = gates >= bar  # False for NaN
         return leaves
 
-    def _call(self, segment: int, tensor: Any, wanted: tuple[str, ...]) -> dict[str, Any]:
+    def _call(self, segment: int, living: dict[str, Any], gate: list[str]) -> dict[str, Any]:
         """Run one segment model; return its outputs as the server's tensors, by name."""
         server, name = self._server, self._segments[segment]
+        wanted = [*self._gives[segment], "logits", *gate]
         request = server.InferenceRequest(
             model_name=name,
-            requested_output_names=list(wanted),
-            inputs=[tensor],
+            requested_output_names=wanted,
+            inputs=[living[each] for each in self._takes[segment]],
             **self._placement(),
         )
         response = request.exec()
@@ -180,7 +191,7 @@ def _copied_from_device(cuda: Any, capsule: Any) -> np.ndarray:
     read.restype, read.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     source = _DeviceTensor.from_address(read(capsule, b"dltensor"))
     shape = [source.shape[axis] for axis in range(source.ndim)]
-    array = np.empty(shape, dtype=np.dtype(f"f{source.bits // 8}"))
+    array = np.empty(shape, dtype=_dtype(source))
     status = cuda.cudaMemcpy(
         ctypes.c_void_p(array.ctypes.data),
         ctypes.c_void_p((source.data or 0) + source.byte_offset),
@@ -190,6 +201,19 @@ def _copied_from_device(cuda: Any, capsule: Any) -> np.ndarray:
     if status:
         raise _FailedError(f"copying {shape} from device memory failed with CUDA error {status}")
     return array
+
+
+def _dtype(source: _DeviceTensor) -> np.dtype:
+    """Return the type of a tensor; servers before 24.x call truth values whole bytes."""
+    kinds = {SIGNED: "i", FLOATING: "f"}
+    if source.code not in kinds:  # no other type without a sign crosses
+        return np.dtype(np.bool_)
+    return np.dtype(f"{kinds[source.code]}{source.bits // 8}")
+
+
+def _names(text: str) -> list[list[str]]:
+    """Return the names of each segment, of "image;hidden_0,hidden_1"."""
+    return [[name for name in part.split(",") if name] for part in text.split(";")]
 
 
 def _in_order(

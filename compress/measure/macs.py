@@ -35,6 +35,7 @@ __all__ = [
     "count_params",
     "log_flops_line",
     "macs_by_layer",
+    "macs_rules",
 ]
 
 MacRule = Callable[[nn.Module, tuple[Any, ...], Any], int]
@@ -106,6 +107,15 @@ def macs_by_layer(
         UnsupportedModelError: the network cannot be run on an image of this shape.
     """
     return on_copy(model, image_shape, lambda twin, image: _run_counted(twin, image, run)[0])
+
+
+def macs_rules(model: nn.Module) -> dict[str, Callable[..., int]]:
+    """Return for every layer with multiply-adds, by name, what counts a call of it.
+
+    A rule takes the module, its inputs and its output, and counts those of all images together.
+    """
+    rules = {name: _rule_for(module) for name, module in model.named_modules()}
+    return {n: rule for n, rule in rules.items() if rule is not None and rule is not _no_macs}
 
 
 def count_params(model: nn.Module) -> int:
@@ -184,10 +194,8 @@ def _run_counted(
 
         return hook
 
-    for name, module in twin.named_modules():
-        rule = _rule_for(module)
-        if rule is not None and rule is not _no_macs:
-            module.register_forward_hook(counting(name, rule))
+    for name, rule in macs_rules(twin).items():
+        twin.get_submodule(name).register_forward_hook(counting(name, rule))
     return by_layer, run(twin, image) if run else twin(image)
 
 

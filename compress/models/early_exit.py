@@ -9,7 +9,7 @@ Names in the state_dict: `backbone.…`, `heads.{i}.…`, `gates.{i}.linear`, i 
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -68,8 +68,7 @@ class EarlyExitNetwork(WithExits):
     def config(self) -> dict[str, Any]:  # type: ignore[override]  # widths may be cut later
         """What builds the network again, at the widths that its layers have by now."""
         arch, config = getattr(self.backbone, "arch", None), getattr(self.backbone, "config", None)
-        pairs = zip(self.at, self.heads, strict=True)
-        exits = [{"at": at, **head.to_config()} for at, head in pairs]
+        exits = [{"at": at, **self.head(i).to_config()} for i, at in enumerate(self.at)]
         return {
             "backbone": {"arch": arch, "config": config},
             "exits": exits,
@@ -87,6 +86,10 @@ class EarlyExitNetwork(WithExits):
         name = getattr(self.backbone, "display_name", type(self.backbone).__name__.lower())
         return f"{name}_exits"
 
+    def head(self, number: int) -> ExitHead:
+        """Return the head of an exit."""
+        return cast(ExitHead, self.heads[number])
+
     def forward(self, image: Tensor) -> Tensor:
         """Return logits (B, K) of the final head."""
         return logits_of(self.backbone(image))
@@ -98,7 +101,7 @@ class EarlyExitNetwork(WithExits):
 
         def see(number: int, tap: Tensor) -> None:
             self._expect_turn(number, len(logits))
-            logits.append(self.heads[number](tap))
+            logits.append(self.head(number)(tap))
             gates.append(self.gates[number](logits[number]))
 
         with tapped(self.backbone, self.at, see):
@@ -113,7 +116,7 @@ class EarlyExitNetwork(WithExits):
         bars = checked_bars(self, image, thresholds)
 
         def see(number: int, tap: Tensor) -> None:
-            logits = self.heads[number](tap)
+            logits = self.head(number)(tap)
             # The one value that an exit sends to the host; False for a gate that is no number.
             if torch.sigmoid(self.gates[number](logits)).item() >= bars[number]:
                 raise Left(logits, number)
@@ -128,7 +131,7 @@ class EarlyExitNetwork(WithExits):
         """Return the logits of one exit; see `WithExits.run_until`."""
 
         def see(number: int, tap: Tensor) -> None:
-            logits = self.heads[number](tap)
+            logits = self.head(number)(tap)
             self.gates[number](logits)
             if number == exit_number:
                 raise Left(logits, number)
@@ -145,7 +148,7 @@ class EarlyExitNetwork(WithExits):
 
         def see(number: int, tap: Tensor) -> None:
             self._expect_turn(number, len(kept))
-            kept.append(self.heads[number].read(tap))
+            kept.append(self.head(number).read(tap))
 
         with tapped(self.backbone, self.at, see):
             final = logits_of(self.backbone(image))
@@ -154,15 +157,15 @@ class EarlyExitNetwork(WithExits):
     def from_head_inputs(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return what `forward_all` returns, from what `head_inputs` returned."""
         *kept, final = inputs
-        logits = [head.classify(each) for head, each in zip(self.heads, kept, strict=True)]
+        logits = [self.head(i).classify(each) for i, each in enumerate(kept)]
         gates = [gate(each) for gate, each in zip(self.gates, logits, strict=True)]
         return torch.stack([*logits, final], dim=1), torch.stack(gates, dim=1)
 
     def head_inputs_identity(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return what is read where, and the tensors of the backbone."""
-        kinds = [head.kind.partition(":")[0] == "conv" for head in self.heads]
+        maps = [self.head(i).reads_map for i in range(len(self.heads))]
         backbone = self.config["backbone"]
-        return {"at": self.at, "maps": kinds, **backbone}, dict(self.backbone.state_dict())
+        return {"at": self.at, "maps": maps, **backbone}, dict(self.backbone.state_dict())
 
     def with_positions(self, positions: Sequence[Position]) -> "EarlyExitNetwork":
         """Return a network with some of these exits alone; nothing is shared."""

@@ -13,19 +13,17 @@ A head is divided in two: `read` has no parameters, so that what it gives can be
 has them all.
 """
 
-import re
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from compress.errors import UnsupportedModelError, UserInputError
+from compress.models.exit_kinds import check_head_kind
 from compress.models.gfnet_block import MeanTokens
 
-__all__ = ["HEAD_KINDS", "ExitHead", "check_head_kind", "tap_channels"]
+__all__ = ["ExitHead", "tap_channels"]
 
-HEAD_KINDS = "linear, hidden:N, conv or conv:N"
-KIND = re.compile(r"linear|conv|(hidden|conv):([1-9][0-9]{0,5})")
 MAP, TOKENS, VECTOR = 4, 3, 2  # dimensions of what a module gives, batch included
 
 
@@ -70,11 +68,11 @@ class ExitHead(nn.Module):
 
     def read(self, tap: Tensor) -> Tensor:
         """Return what is kept of a tap: of a "conv" head the map, else pooled features (B, …)."""
-        return tap if hasattr(self, "see") else self._pooled(tap)
+        return tap if self.reads_map else self._pooled(tap)
 
     def classify(self, kept: Tensor) -> Tensor:
         """Return logits (B, K) of what `read` gave."""
-        if hasattr(self, "see"):
+        if self.reads_map:
             kept = self._pooled(self.see(kept))
         return self.classifier(kept)
 
@@ -83,29 +81,23 @@ class ExitHead(nn.Module):
             return torch.cat([tap.mean(dim=(2, 3)), tap.amax(dim=(2, 3))], dim=1)
         return self.average(tap)
 
+    @property
+    def reads_map(self) -> bool:
+        """Whether it sees the whole map, not features pooled over it."""
+        return self.kind.startswith("conv")
+
     def to_config(self) -> dict[str, str | int]:
         """Return the keywords that build it, at the widths that its layers have by now."""
         name = self.kind.partition(":")[0]
-        if name == "conv":
-            first, last = self.see[0], self.see[-3]
-            return {
-                "head": f"conv:{last.out_channels}", "channels": first.in_channels,
-                "dims": self.dims,
-            }  # fmt: skip
-        layers = [layer for layer in self.classifier if isinstance(layer, nn.Linear)]
-        kind = f"hidden:{layers[0].out_features}" if name == "hidden" else name
-        pooled = layers[0].in_features
-        channels = pooled // 2 if self.dims == MAP else pooled
+        if self.reads_map:
+            layers = [layer for layer in self.modules() if isinstance(layer, nn.Conv2d)]
+            kind, channels = f"conv:{layers[-1].out_channels}", layers[0].in_channels
+        else:
+            linear = [layer for layer in self.modules() if isinstance(layer, nn.Linear)]
+            kind = f"hidden:{linear[0].out_features}" if name == "hidden" else name
+            pooled = linear[0].in_features
+            channels = pooled // 2 if self.dims == MAP else pooled
         return {"head": kind, "channels": channels, "dims": self.dims}
-
-
-def check_head_kind(kind: str) -> None:
-    """Raise UserInputError unless there is such a head.
-
-    >>> check_head_kind("hidden:64")
-    """
-    if KIND.fullmatch(kind) is None:
-        raise UserInputError(f"--head is {kind!r:.60}; expected {HEAD_KINDS}")
 
 
 def tap_channels(shape: Sequence[int], path: str) -> int:

@@ -7,14 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from compress.models.early_exit import EarlyExitNetwork, described_exits
+from compress.models.exit_kinds import DEFAULT_HEAD, check_head_kind
 from compress.models.exit_spelling import Position, path_of, spelled
 from compress.models.gfnet import GFNet
 from compress.models.gfnet_dynn import gfnet_with_exits
 from compress.models.with_exits import WithExits
 
-__all__ = ["DEFAULT_HEAD", "with_exits"]
-
-DEFAULT_HEAD = "linear"
+__all__ = ["with_exits"]
 
 
 def with_exits(
@@ -41,6 +40,7 @@ def with_exits(
         UserInputError: a position or the kind of head cannot be used.
         UnsupportedModelError: a module gives what no exit can read.
     """
+    check_head_kind(head)
     if isinstance(model, GFNet) and head == DEFAULT_HEAD:
         blocks = [spelled(path_of(position)) for position in positions]
         return gfnet_with_exits(model, blocks, exit_dist_heads=exit_dist_heads)  # type: ignore[arg-type]
@@ -63,7 +63,7 @@ def _take_over(former: EarlyExitNetwork, twin: EarlyExitNetwork) -> None:
         if path not in former.exit_paths:
             continue
         there = former.exit_paths.index(path)
-        old, new = former.heads[there], twin.heads[number]
+        old, new = former.head(there), twin.head(number)
         if old.to_config() == new.to_config():
             new.load_state_dict(old.state_dict())
             twin.gates[number].load_state_dict(former.gates[there].state_dict())

@@ -122,8 +122,8 @@ class WithExits(nn.Module, ABC):
 
     def heads_of(self, exit_number: int) -> list[nn.Module]:
         """Return the modules that make the logits of one exit."""
-        there = dict(self.named_children())
-        lists = [getattr(self, part) for part in self.exit_parts if part != GATES and part in there]
+        names = (part for part in self.exit_parts if part != GATES and hasattr(self, part))
+        lists = [getattr(self, name) for name in names]
         return [heads[exit_number] for heads in lists]
 
 

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from compress.errors import UserInputError
 from compress.exits.replay import ReplayTable, decide
 from compress.planning.cuts import Settings
+from compress.runtime.decision import fires
 
 __all__ = ["firing", "harmless", "leaving", "predictions", "right", "without_unused"]
 
@@ -57,11 +58,11 @@ def leaving(table: ReplayTable, settings: Settings) -> NDArray[np.int64]:
 
 def firing(table: ReplayTable, settings: Settings) -> NDArray[np.bool_]:
     """Return (N, E+1), which exits would let each image go; the final head always does."""
-    fires = np.zeros((len(table), table.exits + 1), dtype=bool)
-    fires[:, -1] = True
-    for number, bar in zip(settings.exits, settings.thresholds, strict=True):
-        fires[:, number] = leaving(table, Settings(exits=(number,), thresholds=(bar,))) == number
-    return fires
+    exits = list(settings.exits)
+    reached = np.zeros((len(table), table.exits + 1), dtype=bool)
+    reached[:, exits] = fires(table.scores[:, exits], settings.thresholds)
+    reached[:, -1] = True
+    return reached
 
 
 def without_unused(table: ReplayTable, settings: Settings, images: NDArray[np.int64]) -> Settings:

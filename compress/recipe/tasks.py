@@ -12,12 +12,9 @@ from torch import nn
 from compress.checkpoint import save
 from compress.data.augment import Augment, AugmentConfig
 from compress.data.image_data import ImageData
-from compress.errors import UserInputError
 from compress.files import sha256_of, write_json, write_text
 from compress.measure.accuracy import evaluate_accuracy
 from compress.models.channel_kinds import resolve_kinds, with_scales
-from compress.models.early_exit import with_exits
-from compress.models.gfnet import GFNet
 from compress.opened import check_classes, open_checkpoint
 from compress.recipe.engine import Context, Work
 from compress.recipe.exit_tasks import evaluate_exits, plan_task
@@ -34,6 +31,7 @@ from compress.training.config import TrainingConfig
 from compress.training.distillation import distillation
 from compress.training.distillation_config import DistillationConfig
 from compress.training.exit_config import ExitTrainingConfig
+from compress.training.exit_start import network_with_exits
 from compress.training.exit_training import train_exits
 from compress.training.loop import fit
 from compress.training.objectives import Objective, objective_of
@@ -143,12 +141,12 @@ def _fit(
 
 def _exits(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> dict[str, Any]:
     network = network_of(context, context.only_input.path("checkpoint"))
-    if not isinstance(network, GFNet):
-        raise UserInputError(
-            f"{type(network).__name__} cannot have early exits; expected a GFNet before `exits`"
-        )
-    torch.manual_seed(recipe.seed)  # of the new heads and gates
-    model = with_exits(network, context.task.options["positions"])
+    options = context.task.options
+    first = torch.zeros(1, dtype=torch.int64)
+    image = data.normalize(data.splits["train"].images(first))
+    model = network_with_exits(
+        network, options["positions"], image, head=options["head"], seed=recipe.seed
+    )
     config = ExitTrainingConfig(seed=recipe.seed, **_settings(context, ExitTrainingConfig))
     result = train_exits(
         model,

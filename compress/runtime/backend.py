@@ -1,4 +1,4 @@
-"""What a backend does for the dispatcher: run segments, and keep hidden states where they are."""
+"""What a backend does for the dispatcher: run segments, and keep what crosses where it is."""
 
 from typing import Dict, Optional
 
@@ -10,9 +10,9 @@ __all__ = ["Backend"]
 class Backend:
     """Runs the segments of one bundle, in order, on one batch at a time.
 
-    A batch goes load, run(0), keep, run(1), …; `keep` is left out where no image left. Hidden
-    states stay inside the backend; what crosses is the image, the gates, and the logits of
-    images that leave.
+    A batch goes load, run(0), keep, run(1), …; `keep` is left out where no image left. Tensors
+    that cross between segments stay inside the backend; to and from the host travel the image, the
+    gates, and the logits of images that leave.
 
     Attributes:
         name: such as "onnxruntime".
@@ -27,7 +27,7 @@ class Backend:
         raise NotImplementedError
 
     def run(self, segment: int) -> Optional[np.ndarray]:
-        """Run a segment on what the one before it gave.
+        """Run a segment on what those before it gave.
 
         Returns:
             gates (B,) float32, valid until the next call; None of the last segment.
@@ -46,7 +46,10 @@ class Backend:
         return {}
 
     def keep(self, rows: np.ndarray) -> None:
-        """Let only these images of the batch travel on: their places, ascending, at least one."""
+        """Let only these images of the batch travel on: their places, ascending, at least one.
+
+        The rows of every tensor that a later segment takes move, those of the image among them.
+        """
         raise NotImplementedError
 
     def close(self) -> None:

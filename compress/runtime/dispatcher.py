@@ -1,9 +1,8 @@
 """The host side of early exit: call the segments in order, stop at the first gate that fires.
 
-An image leaves behind segment i when gate_i >= threshold_i, compared in float64 as torch's
-`.item() >= threshold` compares; a gate that is not a number never fires. Only gates cross to the
-host between segments; hidden states stay where the backend keeps them. In a batch, images that
-left do not travel on, and the decisions are those of image by image.
+An image leaves behind segment i when gate_i >= threshold_i, as compress.runtime.decision has it.
+Only gates cross to the host between segments; what else crosses stays where the backend keeps it.
+In a batch, images that left do not travel on, and the decisions are those of image by image.
 
 A number that is none must not pass for a class. An image that holds NaN or infinity is replaced by
 a blank one, as some operators make a number of it again and others spoil its neighbours; it and
@@ -25,6 +24,7 @@ import numpy as np
 from compress.errors import UserInputError
 from compress.runtime.backend import Backend
 from compress.runtime.backends import open_backend
+from compress.runtime.decision import fires, leaves
 from compress.runtime.first_call import FIRST_CALL_SECONDS
 from compress.runtime.manifest import Manifest, read_manifest
 
@@ -243,7 +243,7 @@ class Dispatcher:
         """Run one image and return its exit: what most devices do all day, in few steps."""
         self.backend.load(image)
         for segment, bar in enumerate(self._bars):
-            if self._run_segment(segment, 1, clock).item() >= bar:  # False for NaN
+            if leaves(self._run_segment(segment, 1, clock).item(), bar):
                 return segment
         self._run_segment(self.last, 1, clock)
         return self.last
@@ -261,16 +261,16 @@ class Dispatcher:
         alive: Optional[np.ndarray] = None  # places of the images still on their way; None is all
         for segment, bar in enumerate(self._bars):
             gates = self._run_segment(segment, len(images) if alive is None else len(alive), clock)
-            leaves = gates.astype(np.float64) >= bar  # False for NaN
-            if not leaves.any():
+            left = fires(gates, bar)
+            if not left.any():
                 continue
             rows = np.arange(len(images)) if alive is None else alive
-            logits[rows[leaves]] = backend.logits()[leaves]
-            exits[rows[leaves]] = segment
-            if leaves.all():
+            logits[rows[left]] = backend.logits()[left]
+            exits[rows[left]] = segment
+            if left.all():
                 return
-            backend.keep(np.flatnonzero(~leaves))
-            alive = rows[~leaves]
+            backend.keep(np.flatnonzero(~left))
+            alive = rows[~left]
         self._run_segment(self.last, len(images) if alive is None else len(alive), clock)
         logits[slice(None) if alive is None else alive] = backend.logits()
 

@@ -9,8 +9,7 @@ from typing import Sequence, Union
 
 __all__ = ["gather_model"]
 
-ELEMENT_TYPES = {"float32": 1, "float16": 10}
-INT64 = 7
+ELEMENT_TYPES = {"float32": 1, "int32": 6, "int64": 7, "bool": 9, "float16": 10}
 IR_VERSION, OPSET = 8, 13
 
 
@@ -21,7 +20,7 @@ def gather_model(dtype: str, shape: Sequence[int]) -> bytes:
         _field(1, node)
         + _field(2, b"keep rows")
         + _field(11, _value(b"hidden", ELEMENT_TYPES[dtype], ["B", *shape]))
-        + _field(11, _value(b"rows", INT64, ["R"]))
+        + _field(11, _value(b"rows", ELEMENT_TYPES["int64"], ["R"]))
         + _field(12, _value(b"kept", ELEMENT_TYPES[dtype], ["R", *shape]))
     )
     return _field(1, IR_VERSION) + _field(8, _field(2, OPSET)) + _field(7, graph)

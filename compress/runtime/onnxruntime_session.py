@@ -18,7 +18,13 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # On the CPU the first fusion's kernel takes three times as long as its parts, and the second keeps
 # int8 products with a bias from becoming integer products, and gains nothing in float.
 SLOWER = ["SkipLayerNormFusion", "MatMulAddFusion"]
-ELEMENTS = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int32)": "int32"}
+ELEMENTS = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(bool)": "bool",
+}
 
 log = logging.getLogger(__name__)
 
@@ -113,10 +119,11 @@ def check_session(session: Any, segment: Segment, max_batch: int) -> None:
     )
     for verb, values, specs in sides:
         found: Dict[str, Any] = {value.name: value for value in values}
-        if sorted(found) != sorted(spec.name for spec in specs):
-            raise _misfit(segment, verb, ", ".join(sorted(found)), [spec.name for spec in specs])
+        names = [spec.file_name for spec in specs]
+        if sorted(found) != sorted(names):
+            raise _misfit(segment, verb, ", ".join(sorted(found)), names)
         for spec in specs:
-            value = found[spec.name]
+            value = found[spec.file_name]
             if not _fits(value, spec, max_batch):
                 said = f"{value.name} {value.type} of shape {list(value.shape)}"
                 raise _misfit(segment, verb, said, [f"{spec.dtype} (N, {_sizes(spec)})"])

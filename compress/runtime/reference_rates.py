@@ -17,6 +17,7 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from compress.errors import UserInputError
 from compress.files import check_readable
+from compress.runtime.json_values import name
 from compress.runtime.manifest import Manifest
 from compress.runtime.thresholds import check_thresholds
 
@@ -203,13 +204,13 @@ class DispatchLine:
     Attributes:
         exit_index: where the image left; None of the summary, and of an image with an error.
         confidence: of its class, in [0, 1].
-        exit_block: last block that ran; None where the network has no blocks.
+        exit_at: path of the module behind which that exit stands; None for the final head.
         thresholds: of the summary, which is the last line; None of all others.
     """
 
     exit_index: Optional[int] = None
     confidence: Optional[float] = None
-    exit_block: Optional[int] = None
+    exit_at: Optional[str] = None
     thresholds: Optional[Tuple[float, ...]] = None
 
 
@@ -229,14 +230,14 @@ def parse_line(line: bytes) -> DispatchLine:
         return DispatchLine(thresholds=_summary_thresholds(value["summary"]))
     if "error" in value:
         return DispatchLine()
-    missing = [name for name in ("exit", "confidence") if name not in value]
+    missing = [key for key in ("exit", "confidence") if key not in value]
     if missing:
         raise ValueError(f"it has no {' and no '.join(missing)}")
-    block = value.get("exit_block")
+    at = value.get("exit_at")
     return DispatchLine(
         exit_index=_count(value["exit"]),
         confidence=_share(value["confidence"]),
-        exit_block=None if block is None else _count(block),
+        exit_at=None if at is None else name(at),
     )
 
 

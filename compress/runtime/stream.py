@@ -53,7 +53,7 @@ class Prediction:
         class_index: its place in the logits.
         confidence: softmax of the logits at that place, in [0, 1].
         exit_index: number of the exit, E for the final head.
-        exit_block: last block that ran, 0-based; None where the network has no blocks.
+        exit_at: path of the module behind which that exit stands; None for the final head.
         latency_ms: of the call that the image was in, a whole batch; reading is not in it.
         segment_ms: of that call, milliseconds in each segment up to the exit of the image; None
             unless times were asked for.
@@ -65,7 +65,7 @@ class Prediction:
     class_index: Optional[int] = None
     confidence: Optional[float] = None
     exit_index: Optional[int] = None
-    exit_block: Optional[int] = None
+    exit_at: Optional[str] = None
     latency_ms: Optional[float] = None
     segment_ms: Optional[List[float]] = None
     error: Optional[str] = None
@@ -80,7 +80,7 @@ class Prediction:
             "class_index": self.class_index,
             "confidence": self.confidence,
             "exit": self.exit_index,
-            "exit_block": self.exit_block,
+            "exit_at": self.exit_at,
             "latency_ms": self.latency_ms,
         }
         return value if self.segment_ms is None else {**value, "segment_ms": self.segment_ms}
@@ -90,7 +90,7 @@ class Prediction:
         if self.error is not None:
             return printable(f"{self.image}: {self.error}")
         line = f"{self.image}: {self.class_name} {self.confidence:.4f}, exit {self.exit_index}"
-        line += "" if self.exit_block is None else f" (block {self.exit_block})"
+        line += "" if self.exit_at is None else f" ({self.exit_at})"
         line += f", {self.latency_ms:.2f} ms"
         if self.segment_ms is not None:
             line += f" (segments {', '.join(f'{each:.2f}' for each in self.segment_ms)})"
@@ -314,14 +314,13 @@ def _prediction(
     if not np.isfinite(logits).all():
         return Prediction(name, error="the network gave logits that are not finite")
     class_index = int(logits.argmax())
-    stop = manifest.segments[exit_index].blocks[1]
     return Prediction(
         image=name,
         class_name=manifest.classes[class_index],
         class_index=class_index,
         confidence=_confidence(logits),
         exit_index=exit_index,
-        exit_block=stop - 1 if stop else None,
+        exit_at=manifest.segments[exit_index].at,
         latency_ms=latency_ms,
         segment_ms=None if segment_ms is None else _up_to(exit_index, segment_ms),
     )

@@ -1,10 +1,11 @@
-"""Segments as TensorRT engines: hidden states stay on the device, one gate an image comes back.
+"""Segments as TensorRT engines: what crosses stays on the device, one gate an image comes back.
 
-Everything has its address for life. Two hidden buffers take turns: segment i writes the one that
-segment i + 1 reads. One activation buffer, as large as the hungriest engine needs, serves all, as
-they run one after another in one stream. Gates and logits are written straight into host memory
-that is mapped into the device, so nothing is copied back; the host waits once per segment. Further
-outputs, which may be large, stay on the device until they are asked for.
+Everything has its address for life. A tensor that crosses between segments lies in memory that no
+other uses while it lives (see compress.runtime.tensor_memory). One activation buffer, as large as
+the hungriest engine needs, serves all, as they run one after another in one stream. Gates and
+logits are written straight into host memory that is mapped into the device, so nothing is copied
+back; the host waits once per segment. Further outputs, which may be large, stay on the device until
+they are asked for.
 
 A segment with a number of images is put into the stream as it is the first time, and recorded as a
 CUDA graph for all later times. NVIDIA says that a context must not change behind its graph, so
@@ -25,7 +26,8 @@ from compress.errors import ToolchainError, UserInputError
 from compress.runtime.backend import Backend
 from compress.runtime.cuda import CudaRuntime, HostMemory, open_cuda
 from compress.runtime.engines import EngineFile, check_stamp, read_engines
-from compress.runtime.manifest import Manifest, TensorSpec
+from compress.runtime.manifest import IMAGE, Manifest
+from compress.runtime.tensor_memory import places_of
 from compress.runtime.tensorrt_engine import (
     activation_bytes,
     check_engine,
@@ -75,7 +77,8 @@ class TensorRTBackend(Backend):
         self.max_batch = manifest.batch[1]
         self._manifest = manifest
         self._segments = manifest.segments
-        self._places = np.arange(0)  # of the images on their way: the row of the hidden buffer
+        self._living = [manifest.living(i) for i in range(len(manifest.segments))]
+        self._places = np.arange(0)  # of the images on their way: the row of every living tensor
         self._ran = 0  # the segment that ran last
         self._order = self._places  # and the places then
         self._is_copying = False  # the device may still read the staged images
@@ -107,7 +110,7 @@ class TensorRTBackend(Backend):
         if self._is_copying:
             self._synchronize()
         self._staged[:rows] = images
-        size = rows * _bytes_of(self._manifest.image)
+        size = rows * self._manifest.image.image_bytes
         self._cuda.copy_to_device(self._image, self._staging.address, size, self._stream)
         self._is_copying = True
         self._places = np.arange(rows)
@@ -135,7 +138,7 @@ class TensorRTBackend(Backend):
         """Copy the further outputs (B, …) of the segment just run to the host."""
         rows, found = len(self._order), {}
         for name, (spec, pointer) in self._further.items():
-            size = rows * _bytes_of(spec)
+            size = rows * spec.image_bytes
             self._cuda.copy_to_host(self._landing.address, pointer, size, self._stream)
             self._synchronize()
             content = self._landing.array[:size].view(spec.dtype)
@@ -143,13 +146,13 @@ class TensorRTBackend(Backend):
         return found
 
     def keep(self, rows: np.ndarray) -> None:
-        """Compact the hidden states of the batch to these rows, on the device."""
+        """Compact the living tensors of the batch to these rows, on the device."""
         self._places, moves = _compacted(self._places[rows])
-        buffer = self._hidden[self._ran % 2]
-        size = _bytes_of(self._segments[self._ran].output("hidden"))
-        for to, row, count in moves:
-            to_pointer, pointer = buffer + to * size, buffer + row * size
-            self._cuda.copy_on_device(to_pointer, pointer, count * size, self._stream)
+        for spec in self._living[self._ran]:
+            start, size = self._pointers[spec.name], spec.image_bytes
+            for to, row, count in moves:
+                to_pointer, pointer = start + to * size, start + row * size
+                self._cuda.copy_on_device(to_pointer, pointer, count * size, self._stream)
 
     def close(self) -> None:
         """Wait for the device and give everything back; a second time does nothing."""
@@ -199,22 +202,27 @@ class TensorRTBackend(Backend):
             self._is_dynamic.append(is_dynamic)
 
     def _allocate(self) -> None:
-        specs = [segment.output("hidden") for segment in self._segments[:-1]]
-        hidden = self.max_batch * max(map(_bytes_of, specs), default=1)
-        image = self.max_batch * _bytes_of(self._manifest.image)
         self._activation_bytes = _aligned(max(map(activation_bytes, self._engines)))
         self._activations = self._malloc(self._activation_bytes)
-        self._hidden = (self._malloc(hidden), self._malloc(hidden))
-        self._image = self._malloc(image)
+        places = places_of(self._manifest)
+        crossing = [self._malloc(self.max_batch * size) for size in places.image_bytes]
+        self._image = self._malloc(self.max_batch * self._manifest.image.image_bytes)
         logits = (len(self._manifest.classes),)  # none of a detector
         self._staging, self._staged = self._mapped((self.max_batch, *self._manifest.image.shape))
         self._gate_memory, self._gates = self._mapped((self.max_batch,))
         self._logit_memory, self._logits = self._mapped((self.max_batch, *logits))
         self._allocate_further()
+        self._pointers: Dict[str, int] = {  # of every tensor, by its name in the bundle
+            IMAGE: self._image,
+            "logits": self._logit_memory.pointer,
+            "gate": self._gate_memory.pointer,
+            **{name: pointer for name, (_, pointer) in self._further.items()},
+            **{name: crossing[place] for name, place in places.of.items()},
+        }
 
     def _allocate_further(self) -> None:
         """Give each further output memory on the device, and all of them one place on the host."""
-        sizes = {s: self.max_batch * _bytes_of(s) for s in self._manifest.further_outputs}
+        sizes = {s: self.max_batch * s.image_bytes for s in self._manifest.further_outputs}
         self._further = {spec.name: (spec, self._malloc(size)) for spec, size in sizes.items()}
         if sizes:
             self._landing = self._cuda.host_alloc(_aligned(max(sizes.values())))
@@ -245,22 +253,11 @@ class TensorRTBackend(Backend):
             context.set_device_memory(self._activations, self._activation_bytes)
         else:
             context.device_memory = self._activations
-        for name, pointer in self._addresses(segment).items():
+        part = self._segments[segment]
+        for spec in (*part.inputs, *part.outputs):
+            name, pointer = spec.file_name, self._pointers[spec.name]
             _accepted(context.set_tensor_address(name, pointer), segment, f"the address of {name}")
         return context
-
-    def _addresses(self, segment: int) -> Dict[str, int]:
-        """Return the pointer of each tensor of a segment, the same at every call."""
-        pointers = {
-            "hidden": self._hidden[segment % 2],
-            "logits": self._logit_memory.pointer,
-            "gate": self._gate_memory.pointer,
-            **{name: pointer for name, (_, pointer) in self._further.items()},
-        }
-        part = self._segments[segment]
-        taken = self._hidden[(segment - 1) % 2] if segment else self._image
-        given = {spec.name: pointers[spec.name] for spec in part.outputs}
-        return {part.inputs[0].name: taken, **given}
 
     def _launch_first(self, segment: int, rows: int) -> None:
         """Put a segment into the stream, and find out how to do so from now on."""
@@ -299,9 +296,9 @@ class TensorRTBackend(Backend):
         self._execute(context, segment)
 
     def _set_rows(self, context: Any, segment: int, rows: int) -> None:
-        spec = self._segments[segment].inputs[0]
-        accepted = context.set_input_shape(spec.name, (rows, *spec.shape))
-        _accepted(accepted, segment, f"{rows} images")
+        for spec in self._segments[segment].inputs:
+            accepted = context.set_input_shape(spec.file_name, (rows, *spec.shape))
+            _accepted(accepted, segment, f"{rows} images")
 
     def _execute(self, context: Any, segment: int) -> None:
         _accepted(context.execute_async_v3(self._stream), segment, "to run")
@@ -341,10 +338,6 @@ def _accepted(answer: bool, segment: int, what: str) -> None:
             f"TensorRT refused {what} of segment {segment}; its log says why (-v), and building "
             "the engines again with python -m compress.build_engines BUNDLE --force may help"
         )
-
-
-def _bytes_of(spec: TensorSpec) -> int:
-    return np.dtype(spec.dtype).itemsize * math.prod(spec.shape)
 
 
 def _aligned(size: int) -> int:

@@ -16,11 +16,10 @@ from compress.errors import ToolchainError, UnsupportedModelError, UserInputErro
 from compress.files import replacing
 from compress.runtime.build_remedy import remedy_for
 from compress.runtime.manifest import Segment, TensorSpec
+from compress.runtime.tensorrt_engine import DTYPES
 from compress.runtime.trtexec import TIMING_CACHE, weak_precisions
 
 __all__ = ["TensorRTCompiler"]
-
-DTYPES = {"float32": "FLOAT", "float16": "HALF", "int32": "INT32"}  # ours, TensorRT's
 
 log = logging.getLogger(__name__)
 
@@ -159,12 +158,12 @@ def _check_network(network: Any, segment: Segment, batch: Tuple[int, int]) -> No
     ):
         found = {tensor.name: (tensor.dtype.name, tuple(tensor.shape)) for tensor in tensors}
         fits = len(found) == len(specs) and all(
-            spec.name in found and _fits(spec, batch, *found[spec.name]) for spec in specs
+            spec.file_name in found and _fits(spec, batch, *found[spec.file_name]) for spec in specs
         )
         if not fits:
             raise UnsupportedModelError(
                 f"TensorRT reads that {segment.file} {what} {found}; its manifest says "
-                f"{[(spec.name, spec.dtype, spec.shape) for spec in specs]} in batches of "
+                f"{[(spec.file_name, spec.dtype, spec.shape) for spec in specs]} in batches of "
                 f"{batch[0]} to {batch[1]}; export the bundle again"
             )
 
@@ -181,13 +180,14 @@ def _fits(spec: TensorSpec, batch: Tuple[int, int], dtype: str, shape: Tuple[int
 
 def _add_profile(builder: Any, network: Any, config: Any, batch: Tuple[int, int]) -> None:
     """Tell the range of batches, where an input leaves it open; the largest is made fastest."""
-    tensor = network.get_input(0)
-    sizes = tuple(tensor.shape)
-    if sizes[0] != -1:
+    inputs = [network.get_input(place) for place in range(network.num_inputs)]
+    varying = [tensor for tensor in inputs if tensor.shape[0] == -1]
+    if not varying:
         return
     profile = builder.create_optimization_profile()
-    least, most = ((size, *sizes[1:]) for size in batch)
-    profile.set_shape(tensor.name, least, most, most)
+    for tensor in varying:
+        least, most = ((size, *tuple(tensor.shape)[1:]) for size in batch)
+        profile.set_shape(tensor.name, least, most, most)
     config.add_optimization_profile(profile)
 
 

@@ -14,6 +14,7 @@ from compress.optional import require
 from compress.runtime.manifest import Segment
 
 __all__ = [
+    "DTYPES",
     "activation_bytes",
     "check_engine",
     "context_without_activations",
@@ -22,6 +23,13 @@ __all__ = [
     "logger_of",
 ]
 
+DTYPES = {  # TensorRT's names, of which version 8 has no INT64
+    "float32": "FLOAT",
+    "float16": "HALF",
+    "int32": "INT32",
+    "int64": "INT64",
+    "bool": "BOOL",
+}
 DYNAMIC = -1  # a size that TensorRT learns at run time
 
 Tensor = Tuple[str, str, str, Tuple[Any, ...]]  # "takes" or "gives", name, dtype, shape with batch
@@ -91,16 +99,17 @@ def check_engine(
         UserInputError: it is the engine of something else.
     """
     found = _tensors(trt, engine)
-    taken = segment.inputs[0].name
-    built = [shape[0] for _, name, _, shape in found if name == taken and shape]
+    taken = [spec.file_name for spec in segment.inputs]
+    built = [shape[0] for _, name, _, shape in found if name in taken and shape]
     if not built or found != _expected(segment, built[0]):
         raise _foreign(path, _listed(found), _listed(_expected(segment, "B")))
     is_dynamic = built[0] == DYNAMIC
-    low = high = built[0]
-    if is_dynamic:
-        low, _, high = [size[0] for size in engine.get_tensor_profile_shape(taken, 0)]
-    if low > batch[0] or high < batch[1]:
-        raise _foreign(path, f"batches of {low} to {high}", f"{batch[0]} to {batch[1]}")
+    for name in taken:
+        low = high = built[0]
+        if is_dynamic:
+            low, _, high = [size[0] for size in engine.get_tensor_profile_shape(name, 0)]
+        if low > batch[0] or high < batch[1]:
+            raise _foreign(path, f"batches of {low} to {high}", f"{batch[0]} to {batch[1]}")
     return is_dynamic
 
 
@@ -124,19 +133,17 @@ def _tensors(trt: Any, engine: Any) -> List[Tensor]:
 
 
 def _tensor(trt: Any, engine: Any, name: str) -> Tensor:
-    dtypes = {
-        trt.DataType.FLOAT: "float32",
-        trt.DataType.HALF: "float16",
-        trt.DataType.INT32: "int32",
-    }
+    names = {told: dtype for dtype, told in DTYPES.items()}
     way = "takes" if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else "gives"
-    dtype = engine.get_tensor_dtype(name)
-    return way, name, dtypes.get(dtype, str(dtype)), tuple(engine.get_tensor_shape(name))
+    dtype = engine.get_tensor_dtype(name).name
+    return way, name, names.get(dtype, dtype), tuple(engine.get_tensor_shape(name))
 
 
 def _expected(segment: Segment, batch: Any) -> List[Tensor]:
     sides = (("takes", segment.inputs), ("gives", segment.outputs))
-    tensors = [(way, s.name, s.dtype, (batch, *s.shape)) for way, specs in sides for s in specs]
+    tensors = [
+        (way, s.file_name, s.dtype, (batch, *s.shape)) for way, specs in sides for s in specs
+    ]
     return sorted(tensors, key=_by_name)
 
 

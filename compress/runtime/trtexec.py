@@ -101,7 +101,7 @@ def _shapes(segment: Segment, batch: Tuple[int, int]) -> List[str]:
         return []
     options = []
     for option, size in zip(("min", "opt", "max"), (batch[0], batch[1], batch[1])):
-        shapes = (f"{s.name}:{'x'.join(map(str, (size, *s.shape)))}" for s in segment.inputs)
+        shapes = (f"{s.file_name}:{'x'.join(map(str, (size, *s.shape)))}" for s in segment.inputs)
         options.append(f"--{option}Shapes={','.join(shapes)}")
     return options
 

@@ -10,7 +10,7 @@ from torch import Tensor, tensor
 
 from compress.errors import UserInputError
 from compress.measure.exit_macs import macs_per_exit
-from compress.models.early_exit import GFNetDynn
+from compress.models.with_exits import WithExits
 
 __all__ = ["ExitCosts", "exit_costs"]
 
@@ -44,18 +44,21 @@ class ExitCosts:
         return {"values": list(self.values), "macs": list(self.macs), "measured": self.measured}
 
 
-def exit_costs(model: GFNetDynn, costs: Sequence[float] | None = None) -> ExitCosts:
+def exit_costs(
+    model: WithExits, image_shape: tuple[int, int, int], costs: Sequence[float] | None = None
+) -> ExitCosts:
     """Return the costs that training weighs against the loss.
 
     Args:
         model: the network.
+        image_shape: (C, H, W).
         costs: E+1 rising numbers above 0, the whole network's last, such as measured milliseconds;
             None takes the multiply-adds of `compress.measure.exit_macs`.
 
     Raises:
         UserInputError: `costs` has another length, or does not rise.
     """
-    macs = tuple(macs_per_exit(model))
+    macs = tuple(macs_per_exit(model, image_shape))
     if costs is None:
         return ExitCosts(values=tuple(map(float, macs)), macs=macs, measured=False)
     given = list(costs)

@@ -1,4 +1,4 @@
-"""Give a GFNet checkpoint early exits: read, add exits, train, suggest a threshold, report.
+"""Give a checkpoint early exits: read, add exits, train, suggest a threshold, report.
 
 Recipes call this. The suggestion comes from "calibration"; "test" is only measured, at the
 threshold of the settings.
@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
+from compress.checkpoint import save
 from compress.data.augment import Augment, AugmentConfig
 from compress.data.image_data import ImageData
-from compress.errors import UnsupportedModelError, UserInputError
+from compress.errors import UserInputError
 from compress.files import write_json
 from compress.measure.accuracy import Accuracy, evaluate_accuracy
 from compress.measure.versions import versions
-from compress.models.early_exit import GFNetDynn, with_exits
-from compress.models.gfnet import GFNet
-from compress.opened import Opening, open_checkpoint
+from compress.models.exit_spelling import Position
+from compress.models.with_exits import WithExits
+from compress.opened import Opening, check_classes, open_checkpoint
+from compress.training.augmentations import augmentation
 from compress.training.exit_config import ExitTrainingConfig
 from compress.training.exit_outcomes import (
     ExitOutcomes,
@@ -29,6 +31,7 @@ from compress.training.exit_outcomes import (
     exit_outcomes,
     threshold_sweep,
 )
+from compress.training.exit_start import network_with_exits
 from compress.training.exit_training import ExitTrainingResult, train_exits
 from compress.training.processes import is_main_process, resolve_device
 
@@ -45,15 +48,20 @@ class ExitJob:
     """Which network to give exits, on what, and where to put it.
 
     Attributes:
-        checkpoint: of a GFNet, or of one with exits.
+        checkpoint: of a network, or of one with exits.
         data: "digits", "cifar10:DIR" or "folder:DIR".
-        exits: 0-based block positions; None keeps those of the checkpoint.
+        exits: paths of modules or numbers of blocks, or "auto:K"; None keeps those of the
+            checkpoint.
+        head: kind of the heads, see `compress.models.exit_head`; None is linear, or what the
+            checkpoint has.
         config: settings of the training; its seed also divides the data and draws new heads.
         costs: by exit, the whole network's last; None for multiply-adds.
-        augment: settings of the augmentation; None for none, so that features are cached.
+        augment: settings of the augmentation, or names of `presets.AUGMENTATIONS`; None for none,
+            so that features are cached.
         largest_drop: points of accuracy below the final head's on "calibration" that the suggested
             threshold may cost. Few images tell a small drop badly.
         output: folder of the run; None names it after the checkpoint.
+        file: where the trained network goes besides, or None.
         cache_dir: folder of cached features, which runs may share; None puts it into the run.
         opening: how the checkpoint is opened.
         device: where to train; None for the best there is.
@@ -64,12 +72,14 @@ class ExitJob:
 
     checkpoint: Path
     data: str
-    exits: tuple[int, ...] | None = None
+    exits: tuple[Position, ...] | str | None = None
+    head: str | None = None
     config: ExitTrainingConfig = field(default_factory=ExitTrainingConfig)
     costs: tuple[float, ...] | None = None
-    augment: AugmentConfig | None = None
+    augment: AugmentConfig | tuple[str, ...] | None = None
     largest_drop: float = 0.0
     output: Path | None = None
+    file: Path | None = None
     cache_dir: Path | None = None
     opening: Opening = field(default_factory=Opening)
     device: str | None = None
@@ -89,7 +99,7 @@ class ExitReport:
 
     Attributes:
         result: of the training.
-        exits: 0-based block positions.
+        exits: where they stand.
         before: accuracy by split of the network as it came, by its final head.
         calibration: figures by threshold on "calibration".
         suggested_threshold: the cheapest there within the drop that was allowed, or None.
@@ -97,10 +107,11 @@ class ExitReport:
         source: path and sha256 of the checkpoint.
         data: name and sha256.
         settings: of the job.
+        file: where the trained network lies.
     """
 
     result: ExitTrainingResult
-    exits: tuple[int, ...]
+    exits: tuple[Position, ...]
     before: Mapping[str, Accuracy]
     calibration: Sequence[Mapping[str, float]]
     suggested_threshold: float | None
@@ -108,6 +119,7 @@ class ExitReport:
     source: dict[str, Any]
     data: dict[str, Any]
     settings: dict[str, Any]
+    file: Path
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -127,7 +139,7 @@ class ExitReport:
             "calibration": [dict(row) for row in self.calibration],
             "suggested_threshold": self.suggested_threshold,
             "metrics": {split: dict(figures) for split, figures in self.metrics.items()},
-            "files": {"best": str(self.result.best)},
+            "files": {"best": str(self.file)},
         }
 
     def to_text(self) -> str:
@@ -137,7 +149,7 @@ class ExitReport:
         better = "none keeps the accuracy" if suggested is None else f"suggested: {suggested:g}"
         at = f"threshold {self.settings['threshold']:g} (by calibration data, {better})"
         lines = [
-            f"exits behind blocks {positions}, {at}",
+            f"exits behind {positions}, {at}",
             "accuracy     whole network   with exits   MACs of the whole",
         ]
         for split, figures in self.metrics.items():
@@ -145,7 +157,7 @@ class ExitReport:
                 f"{split:10}   {self.before[split].acc1:12.2f}%   {figures['acc1']:9.2f}%   "
                 f"{figures['macs_share']:16.1%}"
             )
-        lines.append(f"written: {self.result.best}")
+        lines.append(f"written: {self.file}")
         return "\n".join(lines)
 
 
@@ -161,14 +173,18 @@ def train_exits_checkpoint(job: ExitJob, data: ImageData | None = None) -> ExitR
 
     Raises:
         UserInputError: a file, split, position, cost or setting cannot be used.
-        UnsupportedModelError: the checkpoint holds no GFNet.
+        UnsupportedModelError: the network is not known, or no exit can stand there.
         CompressError: training diverged.
     """
     network = open_checkpoint(job.checkpoint, job.opening)
-    checkpoint, model = network.checkpoint, _with_exits(job, network.model)
+    checkpoint = network.checkpoint
     if data is None:
         data = network.data(job.data, seed=job.config.seed, cache=job.cache)
     _check_splits(data)
+    check_classes(network.model, data, known=network.classes)
+    model = network_with_exits(
+        network.model, job.exits, _one(data), head=job.head, seed=job.config.seed
+    )
     before = {split: _accuracy(job, model, data, split) for split in _measured(data)}
     source = {"path": str(job.checkpoint), "sha256": checkpoint.sha256}
     result = train_exits(
@@ -186,27 +202,15 @@ def train_exits_checkpoint(job: ExitJob, data: ImageData | None = None) -> ExitR
     )
     if not is_main_process():
         return None
+    if job.file is not None:
+        save(model.cpu(), job.file, meta=job.opening.read(result.best).meta)
     report = _report(job, model, data, result, before=before, source=source)
     write_json(job.folder / "report.json", report.to_dict())
     return report
 
 
-def _with_exits(job: ExitJob, model: nn.Module) -> GFNetDynn:
-    if not isinstance(model, GFNet):
-        raise UnsupportedModelError(
-            f"checkpoint {job.checkpoint} holds a {type(model).__name__}; expected a GFNet, as "
-            "early exits are trained on that alone"
-        )
-    if job.exits is None and isinstance(model, GFNetDynn):
-        return model
-    if job.exits is None:
-        raise UserInputError(
-            f"checkpoint {job.checkpoint} has no exits and none are asked for; expected 0-based "
-            "block positions to put them behind"
-        )
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(job.config.seed)  # of heads and gates
-        return with_exits(model, job.exits)
+def _one(data: ImageData) -> Tensor:
+    return data.normalize(data.splits["train"].images(torch.zeros(1, dtype=torch.int64)))
 
 
 def _check_splits(data: ImageData) -> None:
@@ -224,10 +228,13 @@ def _measured(data: ImageData) -> list[str]:
 def _augment(job: ExitJob, data: ImageData) -> Augment | None:
     if job.augment is None:
         return None
-    return Augment(job.augment, len(data.classes), data.preprocessing)
+    config = job.augment
+    if not isinstance(config, AugmentConfig):
+        config = augmentation(config, max(data.preprocessing.size))
+    return Augment(config, len(data.classes), data.preprocessing)
 
 
-def _accuracy(job: ExitJob, model: GFNetDynn, data: ImageData, split: str) -> Accuracy:
+def _accuracy(job: ExitJob, model: WithExits, data: ImageData, split: str) -> Accuracy:
     return evaluate_accuracy(
         model,
         data.splits[split],
@@ -237,7 +244,7 @@ def _accuracy(job: ExitJob, model: GFNetDynn, data: ImageData, split: str) -> Ac
     )
 
 
-def _outcomes(job: ExitJob, model: GFNetDynn, data: ImageData, split: str) -> ExitOutcomes:
+def _outcomes(job: ExitJob, model: WithExits, data: ImageData, split: str) -> ExitOutcomes:
     return exit_outcomes(
         model.to(resolve_device(job.device)),
         data.splits[split],
@@ -249,7 +256,7 @@ def _outcomes(job: ExitJob, model: GFNetDynn, data: ImageData, split: str) -> Ex
 
 def _report(
     job: ExitJob,
-    model: GFNetDynn,
+    model: WithExits,
     data: ImageData,
     result: ExitTrainingResult,
     *,
@@ -271,13 +278,14 @@ def _report(
     model.cpu()
     return ExitReport(
         result=result,
-        exits=tuple(model.config["exits"]),
+        exits=model.positions,
         before=before,
         calibration=sweep,
         suggested_threshold=suggested,
         metrics=metrics,
         source=source,
         data={"name": data.name, "sha256": data.sha256},
+        file=job.file or result.best,
         settings={
             **job.config.to_dict(),
             "data": job.data,

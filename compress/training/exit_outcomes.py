@@ -9,7 +9,8 @@ from torch import Tensor
 
 from compress.data.prefetch import LabelledSplit, prefetched
 from compress.measure.accuracy import evaluation_mode
-from compress.models.early_exit import GFNetDynn
+from compress.models.with_exits import WithExits
+from compress.runtime.decision import first_exit
 from compress.training.exit_costs import ExitCosts
 from compress.training.exit_objectives import best_exits, gate_targets
 
@@ -39,12 +40,12 @@ class ExitOutcomes:
 
 
 def exit_outcomes(
-    model: GFNetDynn,
+    model: WithExits,
     split: LabelledSplit,
     normalize: Callable[[Tensor], Tensor],
     *,
     batch_size: int,
-    from_features: bool = False,
+    network: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
     workers: int = 0,
 ) -> ExitOutcomes:
     """Run all exits on all images of a split, in eval mode, where the network lies.
@@ -54,11 +55,12 @@ def exit_outcomes(
         split: images, or cached features of them.
         normalize: from what the split gives to what the network reads.
         batch_size: images at a time.
-        from_features: the split gives what `pooled_features` returned.
+        network: from what `normalize` gives to the logits and gates of all exits; None is the
+            model itself, on images.
         workers: threads that load ahead.
     """
-    network = model.from_features if from_features else model.forward_all
-    device = model.pos_embed.device
+    network = network or model.forward_all
+    device = next(model.parameters()).device
     chunks = torch.arange(len(split)).split(batch_size)
     loaded = prefetched(lambda i: (split.labels[i], split.images(i)), chunks, workers=workers)
     with evaluation_mode(model), torch.inference_mode():
@@ -73,12 +75,10 @@ def exit_outcomes(
 def exits_taken(gates: Tensor, threshold: float) -> Tensor:
     """Return the exit (N,) that each image takes, E for the final head.
 
-    The first with sigmoid(gate) >= threshold, as `GFNetDynn.forward_early` decides, compared in
-    float64 as there; a gate that is not a number never fires.
+    By the rule of compress.runtime.decision, on sigmoid(gate) (N, E).
     """
-    fires = torch.sigmoid(gates).double() >= threshold  # (N, E)
-    always = fires.new_ones(len(fires), 1)
-    return torch.cat([fires, always], dim=1).int().argmax(dim=1)
+    scores = torch.sigmoid(gates).double().cpu().numpy()
+    return torch.from_numpy(first_exit(scores, [threshold] * gates.shape[1]))
 
 
 def exit_metrics(

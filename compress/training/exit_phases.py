@@ -11,33 +11,36 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.models.early_exit import GFNetDynn
+from compress.models.with_exits import WithExits
 from compress.training.exit_config import ExitTrainingConfig
 from compress.training.exit_objectives import positive_weights
 
-__all__ = ["GateAndHeads", "HeadWarmup", "gate_parameters", "head_parameters", "is_exit_parameter"]
-
-HEADS = ("intermediate_heads.", "intermediate_heads_dist.")
-GATES = ("gates.",)
+__all__ = ["GateAndHeads", "HeadWarmup", "gate_parameters", "head_parameters"]
 
 
-def is_exit_parameter(name: str) -> bool:
-    """Whether a name of the state_dict belongs to a head or a gate, not to the backbone."""
-    return name.startswith(HEADS + GATES)
-
-
-def head_parameters(model: GFNetDynn) -> list[list[nn.Parameter]]:
+def head_parameters(model: WithExits) -> list[list[nn.Parameter]]:
     """Return the parameters of the head, or of the two heads, of every exit."""
-    lists = [getattr(model, name[:-1]) for name in HEADS if hasattr(model, name[:-1])]
     return [
-        [parameter for heads in lists for parameter in heads[i].parameters()]
+        [parameter for module in model.heads_of(i) for parameter in module.parameters()]
         for i in range(len(model.gates))
     ]
 
 
-def gate_parameters(model: GFNetDynn) -> list[nn.Parameter]:
+def gate_parameters(model: WithExits) -> list[nn.Parameter]:
     """Return the parameters of all gates."""
     return list(model.gates.parameters())
+
+
+def _head_tensors(model: WithExits) -> list[list[Tensor]]:
+    """Return all that makes the logits of every exit: parameters and running statistics."""
+    return [
+        [
+            tensor
+            for module in model.heads_of(i)
+            for tensor in (*module.parameters(), *module.buffers())
+        ]
+        for i in range(len(model.gates))
+    ]
 
 
 class HeadWarmup:
@@ -51,8 +54,9 @@ class HeadWarmup:
         epochs: of the whole warm-up; in the last one all heads are restored.
     """
 
-    def __init__(self, model: GFNetDynn, *, patience: int, epochs: int) -> None:
+    def __init__(self, model: WithExits, *, patience: int, epochs: int) -> None:
         self.heads = head_parameters(model)
+        self.tensors = _head_tensors(model)
         self.patience = patience
         self.epochs = epochs
         self.scores: list[list[float]] = [[] for _ in self.heads]
@@ -68,7 +72,9 @@ class HeadWarmup:
     def after_epoch(self, model: nn.Module, record: Mapping[str, Any]) -> bool:
         """Note gains, restore and freeze; True once all heads are frozen."""
         for i, frozen in enumerate(self.frozen):
-            if not frozen:
+            if frozen:
+                self._restore(i)  # its running statistics moved on with the images
+            else:
                 self._note(i, [record[f"exit_{i}_acc1"], -record[f"exit_{i}_loss"]])
                 if self.waited[i] >= self.patience or record["epoch"] == self.epochs:
                     self._restore(i)
@@ -88,14 +94,14 @@ class HeadWarmup:
     def _note(self, i: int, score: list[float]) -> None:
         if score > self.scores[i]:
             self.scores[i], self.waited[i] = score, 0
-            self.best[i] = [parameter.detach().cpu().clone() for parameter in self.heads[i]]
+            self.best[i] = [tensor.detach().cpu().clone() for tensor in self.tensors[i]]
         else:
             self.waited[i] += 1
 
     @torch.no_grad()
     def _restore(self, i: int) -> None:
-        for parameter, best in zip(self.heads[i], self.best[i], strict=True):
-            parameter.copy_(best)
+        for tensor, best in zip(self.tensors[i], self.best[i], strict=True):
+            tensor.copy_(best)
 
 
 class GateAndHeads:
@@ -111,7 +117,7 @@ class GateAndHeads:
 
     def __init__(
         self,
-        model: GFNetDynn,
+        model: WithExits,
         config: ExitTrainingConfig,
         *,
         steps_per_epoch: int,

@@ -1,4 +1,4 @@
-"""Train the exits of a GFNetDynn: heads alone first, then gates and heads in turn.
+"""Train the exits of a network: heads alone first, then gates and heads in turn.
 
     warm-up      heads only, each until it stops to gain on validation      RUN_DIR/warmup
     main stage   "frozen": gates and heads in turn                           RUN_DIR
@@ -13,9 +13,11 @@ the gates' targets, best epoch) read "validation", never "test".
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,14 +25,19 @@ import torch
 from torch import nn
 
 from compress.errors import UserInputError
-from compress.models.early_exit import GFNetDynn
+from compress.models.with_exits import WithExits
 from compress.training.batches import TrainingData, plan_batches
 from compress.training.exit_config import ExitTrainingConfig
 from compress.training.exit_costs import ExitCosts, exit_costs
 from compress.training.exit_objectives import head_warmup_objective, joint_objective
 from compress.training.exit_outcomes import exit_metrics, exit_outcomes
-from compress.training.exit_phases import GateAndHeads, HeadWarmup, is_exit_parameter
-from compress.training.feature_cache import cached_features, tensors_sha256
+from compress.training.exit_phases import GateAndHeads, HeadWarmup
+from compress.training.feature_cache import (
+    FeatureData,
+    cached_features,
+    feature_shapes,
+    tensors_sha256,
+)
 from compress.training.identity import check_trainable
 from compress.training.loop import TrainingResult, fit
 from compress.training.processes import resolve_device
@@ -39,6 +46,9 @@ from compress.training.run import Validate
 __all__ = ["ExitTrainingResult", "train_exits"]
 
 logger = logging.getLogger(__name__)
+
+MAX_CACHE_GIB = 16.0
+BYTES_PER_FEATURE = 2  # float16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +71,7 @@ class ExitTrainingResult:
 
 
 def train_exits(
-    model: GFNetDynn,
+    model: WithExits,
     data: TrainingData,
     config: ExitTrainingConfig,
     run_dir: Path,
@@ -99,11 +109,11 @@ def train_exits(
     """
     check_trainable(model, data)
     _check_classes(model, data)
-    spending = exit_costs(model, costs)
+    spending = exit_costs(model, _image_shape(data), costs)
     meta = {
         **(save_meta or {}),
         "early_exit": {
-            "exits": model.config["exits"],
+            "exits": list(model.positions),
             "cost_lambda": config.cost_lambda,
             "threshold": config.threshold,
             "costs": spending.to_dict(),
@@ -133,7 +143,7 @@ def train_exits(
 class _Stages:
     """The two stages, over what they share."""
 
-    model: GFNetDynn
+    model: WithExits
     images: TrainingData
     config: ExitTrainingConfig
     costs: ExitCosts
@@ -145,7 +155,8 @@ class _Stages:
     def warm_up(self) -> TrainingResult:
         """Train the heads alone, each to its best."""
         config = self.config.for_warmup()
-        _train_only(self.model, lambda name: is_exit_parameter(name) and "gates." not in name)
+        model = self.model
+        _train_only(model, lambda name: model.is_exit_parameter(name) and not is_gate(name))
         source = self._source(frozen=True)
         with source.read_by(self.model):
             return fit(
@@ -166,7 +177,7 @@ class _Stages:
     def train(self) -> TrainingResult:
         """Train gates and heads; in the mixed regime everything."""
         config, is_frozen = self.config, self.config.regime == "frozen"
-        _train_only(self.model, lambda name: is_exit_parameter(name) or not is_frozen)
+        _train_only(self.model, lambda name: self.model.is_exit_parameter(name) or not is_frozen)
         source = self._source(frozen=is_frozen)
         validate = self._validation(source)
         images = len(source.data.splits["train"])
@@ -195,8 +206,9 @@ class _Stages:
     def _source(self, *, frozen: bool) -> "_Source":
         """Features where they never change, else the images."""
         config = self.config
-        if not (frozen and config.cache_features and self.augment is None):
-            return _Source(data=self.images, is_cached=False)
+        wanted = frozen and config.cache_features and self.augment is None
+        if not wanted or self._is_too_large():
+            return _Source(data=self.images)
         features = cached_features(
             self.model,
             self.images,
@@ -205,16 +217,30 @@ class _Stages:
             workers=config.workers,
             progress=self.options["progress"],
         )
-        return _Source(data=features, is_cached=True)
+        return _Source(data=features)
+
+    def _is_too_large(self) -> bool:
+        """Say so, where the features are more than a cache shall hold."""
+        images = sum(len(self.images.splits[split]) for split in ("train", "validation"))
+        values = sum(map(math.prod, feature_shapes(self.model, self.images)))
+        gib = images * values * BYTES_PER_FEATURE / (1 << 30)
+        if gib <= MAX_CACHE_GIB:
+            return False
+        logger.warning(
+            "note: what the heads read takes %.0f GiB, more than the %g that are cached, so every "
+            "epoch runs the backbone; heads on pooled features (linear, hidden:N) read less",
+            gib, MAX_CACHE_GIB,
+        )  # fmt: skip
+        return True
 
     def _validation(self, source: "_Source") -> Validate:
         def validate(model: nn.Module) -> Mapping[str, float]:
             outcomes = exit_outcomes(
-                cast(GFNetDynn, model),
+                cast(WithExits, model),
                 source.data.splits["validation"],
                 source.data.normalize,
                 batch_size=self.config.batch_size,
-                from_features=source.is_cached,
+                network=source.network(cast(WithExits, model)),
                 workers=self.config.workers,
             )
             return exit_metrics(
@@ -227,9 +253,9 @@ class _Stages:
         return validate
 
     def _lr_scale(self, name: str) -> float:
-        if name.startswith("gates."):
+        if is_gate(name):
             return self.config.gate_lr_scale
-        return 1.0 if is_exit_parameter(name) else self.config.backbone_lr_scale
+        return 1.0 if self.model.is_exit_parameter(name) else self.config.backbone_lr_scale
 
     @property
     def _device(self) -> torch.device:
@@ -241,20 +267,25 @@ class _Source:
     """What the loop reads: images, or features in their place."""
 
     data: TrainingData
-    is_cached: bool
+
+    def network(self, model: WithExits) -> Callable[[Any], tuple[Any, Any]]:
+        """Return what gives logits and gates of all exits for what this source holds."""
+        if isinstance(self.data, FeatureData):
+            return partial(self.data.all_exits, model)
+        return model.forward_all
 
     @contextmanager
-    def read_by(self, model: GFNetDynn) -> Iterator[None]:
+    def read_by(self, model: WithExits) -> Iterator[None]:
         """Let a call of the model give all exits of what this source holds.
 
         The call, not a method of it, because that is where Accelerate divides and casts. Heads on
         features are too little work to divide among threads: on a busy machine they would wait for
         each other ten times as long as one of them computes.
         """
-        vars(model)["forward"] = model.from_features if self.is_cached else model.forward_all
+        vars(model)["forward"] = self.network(model)
         threads = torch.get_num_threads()
         try:
-            if self.is_cached:
+            if isinstance(self.data, FeatureData):
                 torch.set_num_threads(1)
             yield
         finally:
@@ -262,15 +293,27 @@ class _Source:
             vars(model).pop("forward", None)
 
 
-def _check_classes(model: GFNetDynn, data: TrainingData) -> None:
-    if model.config["num_classes"] != len(data.classes):
+def is_gate(name: str) -> bool:
+    """Whether a name of the state_dict belongs to a gate."""
+    return name.startswith("gates.")
+
+
+def _image_shape(data: TrainingData) -> tuple[int, int, int]:
+    split = data.splits["train"]
+    one = data.normalize(split.images(torch.zeros(1, dtype=torch.int64)))
+    _, channels, height, width = one.shape
+    return channels, height, width
+
+
+def _check_classes(model: WithExits, data: TrainingData) -> None:
+    if model.num_classes != len(data.classes):
         raise UserInputError(
-            f"the network has {model.config['num_classes']} classes, but the data {data.name} have "
+            f"the network has {model.num_classes} classes, but the data {data.name} have "
             f"{len(data.classes)}; expected the same number"
         )
 
 
-def _train_only(model: GFNetDynn, chosen: Callable[[str], bool]) -> None:
+def _train_only(model: WithExits, chosen: Callable[[str], bool]) -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(chosen(name))
 

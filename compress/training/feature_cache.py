@@ -1,9 +1,9 @@
 """Pooled features of all exits, computed once and kept on disk.
 
-With a frozen backbone and fixed views, what the heads and gates of a `GFNetDynn` read never
-changes. Here it is computed once a split, and training reads it in place of images. One `.npy` file
-a split holds (N, E+1, D) or (N, E+1, 2, D) float16; beside it an index names the key (sha256 of the
-backbone and of the data) and the sha256 of every block of rows.
+With a frozen backbone and fixed views, what the heads of a network with exits read never changes.
+Here it is computed once a split, and training reads it in place of images. One `.npy` file a split
+holds (N, F) float16, what all heads read of an image one behind the other; beside it an index names
+the key (sha256 of the backbone and of the data) and the sha256 of every block of rows.
 
 A block counts only where the index names it and its content agrees, so whatever a kill, a full disk
 or a stranger left behind is computed again, block by block, and a cache of another backbone or of
@@ -31,20 +31,24 @@ from compress.data.prefetch import LabelledSplit, prefetched
 from compress.errors import CompressError, UserInputError
 from compress.files import move_aside, replacing, write_json
 from compress.measure.accuracy import evaluation_mode
-from compress.models.early_exit import GFNetDynn
+from compress.models.with_exits import WithExits
 from compress.progress import progress_bar
 from compress.training.batches import TrainingData
-from compress.training.exit_phases import is_exit_parameter
 
-__all__ = ["FeatureData", "FeatureSplit", "backbone_sha256", "cached_features", "tensors_sha256"]
+__all__ = [
+    "FeatureData",
+    "FeatureSplit",
+    "backbone_sha256",
+    "cached_features",
+    "feature_shapes",
+    "tensors_sha256",
+]
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "compress.features/1"
+FORMAT = "compress.features/2"
 BLOCK_ROWS = 1024  # images between two records in the index
 DTYPE = np.dtype("<f2")
-FINAL_HEADS = ("head.", "head_dist.")
-WITHOUT_EFFECT = ("num_classes", "drop_path")  # of the configuration, on the features in eval mode
 
 Features = NDArray[np.float16]
 
@@ -54,7 +58,7 @@ class FeatureSplit:
     """Cached features in place of images, as a `LabelledSplit`.
 
     Attributes:
-        features: (N, E+1, D) or (N, E+1, 2, D) float16, mapped from the disk.
+        features: (N, F) float16, mapped from the disk.
         labels: (N,) int64.
     """
 
@@ -79,6 +83,7 @@ class FeatureData:
         splits: features by split.
         preprocessing: of the images.
         sha256: identity of the images.
+        shapes: of what each head reads of an image; together they have F values.
     """
 
     name: str
@@ -86,14 +91,21 @@ class FeatureData:
     splits: Mapping[str, FeatureSplit]
     preprocessing: Any
     sha256: str
+    shapes: tuple[tuple[int, ...], ...]
 
     def normalize(self, images: Tensor) -> Tensor:
         """Return the features in float32."""
         return images.float()
 
+    def all_exits(self, model: WithExits, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `forward_all` returns for the images of these features (B, F)."""
+        parts = features.split([math.prod(shape) for shape in self.shapes], dim=1)
+        pairs = zip(parts, self.shapes, strict=True)
+        return model.from_head_inputs([part.reshape(-1, *shape) for part, shape in pairs])
+
 
 def cached_features(
-    model: GFNetDynn,
+    model: WithExits,
     data: TrainingData,
     folder: Path,
     *,
@@ -124,6 +136,7 @@ def cached_features(
     backbone = backbone_sha256(model)
     model.to(device)
     found: dict[str, FeatureSplit] = {}
+    shapes = feature_shapes(model, data)
     for name in splits:
         split = data.splits[name]
         if len(split) == 0:
@@ -131,7 +144,7 @@ def cached_features(
                 f"the data {data.name} have no images in the split {name!r}; expected at least one"
             )
         key = _digest(FORMAT, backbone, data.sha256, name)
-        shape = (len(split), *_shape_of_one(model))
+        shape = (len(split), sum(map(math.prod, shapes)))
         with _locked(folder):
             cache = _Cache(Path(folder) / f"{name}-{key[:16]}.npy", key, shape)
             with progress_bar(shape[0], f"features {name}", unit="image", show=progress) as bar:
@@ -147,18 +160,23 @@ def cached_features(
         splits=found,
         preprocessing=data.preprocessing,
         sha256=data.sha256,
+        shapes=shapes,
     )
 
 
-def backbone_sha256(model: GFNetDynn) -> str:
-    """Return the sha256 of all that decides the pooled features: tensors, sizes, exit positions."""
-    config = {name: value for name, value in model.config.items() if name not in WITHOUT_EFFECT}
-    backbone = {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if not is_exit_parameter(name) and not name.startswith(FINAL_HEADS)
-    }
-    return _digest(json.dumps(config, sort_keys=True), tensors_sha256(backbone))
+def feature_shapes(model: WithExits, data: TrainingData) -> tuple[tuple[int, ...], ...]:
+    """Return the shape of what each head reads of an image of these data, the final one's last."""
+    split = next(split for split in data.splits.values() if len(split))
+    device = next(model.parameters()).device
+    with evaluation_mode(model), torch.inference_mode():
+        one = data.normalize(split.images(torch.zeros(1, dtype=torch.int64)).to(device))
+        return tuple(tuple(each.shape[1:]) for each in model.head_inputs(one))
+
+
+def backbone_sha256(model: WithExits) -> str:
+    """Return the sha256 of all that decides what heads read: tensors, sizes, exit positions."""
+    settings, tensors = model.head_inputs_identity()
+    return _digest(json.dumps(settings, sort_keys=True), tensors_sha256(tensors))
 
 
 def tensors_sha256(state: Mapping[str, Tensor]) -> str:
@@ -249,16 +267,16 @@ def _allocated(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np
 
 
 def _computed(
-    model: GFNetDynn,
+    model: WithExits,
     data: TrainingData,
     split: LabelledSplit,
     chunks: Sequence[Tensor],
     workers: int,
 ) -> Features:
-    device = model.pos_embed.device
+    device = next(model.parameters()).device
     with evaluation_mode(model), torch.inference_mode():
         parts = [
-            model.pooled_features(data.normalize(images.to(device))).half().cpu()
+            _flat(model.head_inputs(data.normalize(images.to(device))))
             for images in prefetched(split.images, chunks, workers=workers)
         ]
     features = torch.cat(parts)
@@ -270,9 +288,8 @@ def _computed(
     return features.numpy()
 
 
-def _shape_of_one(model: GFNetDynn) -> tuple[int, ...]:
-    exits, width = len(model.gates) + 1, model.config["width"]
-    return (exits, 2, width) if model.config["distilled"] else (exits, width)
+def _flat(inputs: Sequence[Tensor]) -> Tensor:
+    return torch.cat([each.flatten(1).half() for each in inputs], dim=1).cpu()
 
 
 def _sha256(rows: Features) -> str:

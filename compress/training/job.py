@@ -4,7 +4,6 @@ The door `python -m compress.finetune` and the recipes call the same function.
 """
 
 import logging
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,20 +20,20 @@ from compress.files import write_json
 from compress.measure.accuracy import Accuracy, evaluate_accuracy
 from compress.opened import Opened, Opening, check_classes, open_checkpoint
 from compress.slimming.sparsity import gamma_sparsity, save_gamma_histogram
+from compress.training.augmentations import augmentation
 from compress.training.config import TrainingConfig
 from compress.training.distillation import distillation
 from compress.training.distillation_config import DistillationConfig
 from compress.training.finetune_report import DistillationReport, FinetuneReport
 from compress.training.loop import fit
 from compress.training.objectives import Objective, objective_of
-from compress.training.presets import AUGMENTATIONS, preset_augmentation
+from compress.training.presets import preset_augmentation
 from compress.training.processes import is_main_process, resolve_device
 from compress.training.teacher import Teacher, teacher_from
 from compress.training.transfer import build_student, transferred
 
 __all__ = [
     "FinetuneJob",
-    "augmentation",
     "finetune_checkpoint",
 ]
 
@@ -158,22 +157,6 @@ def finetune_checkpoint(job: FinetuneJob) -> FinetuneReport | None:
     )
     write_json(job.folder / "report.json", report.to_dict())
     return report
-
-
-def augmentation(names: Sequence[str], image_size: int) -> AugmentConfig:
-    """Return the settings that the names of `AUGMENTATIONS` stand for.
-
-    Raises:
-        UserInputError: a name is not one of them.
-    """
-    settings: dict[str, Any] = {}
-    for name in names:
-        if name not in AUGMENTATIONS:
-            raise UserInputError(
-                f"augmentation {name!r} is not known; expected some of {', '.join(AUGMENTATIONS)}"
-            )
-        settings |= AUGMENTATIONS[name](image_size)
-    return AugmentConfig(**settings)
 
 
 def _open_start(job: FinetuneJob) -> Opened | None:

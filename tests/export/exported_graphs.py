@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from compress.export.graph import graph_from_module
-from compress.models.early_exit import GFNetDynn
 from compress.models.frequencies import real_frequencies
+from compress.models.gfnet_dynn import GFNetDynn
 from compress.models.global_filter import with_matrix_filters
 from compress.models.vgg import VGG
 

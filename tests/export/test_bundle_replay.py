@@ -25,7 +25,7 @@ PREPARED = Preprocessing(
     std=(0.2, 0.3, 0.4),
 )
 SOURCE = Source(data="made up", split="calibration", data_sha256="d", checkpoint_sha256="c")
-BLOCKS = ((0, 3), (3, 4), (4, 7))
+PLACES = ("blocks.2", "layer2.1", None)
 MACS = (700, 90, 300)
 KINDS = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
 
@@ -41,7 +41,7 @@ def weights():
 
 def segment_file(path, i, kind):
     """body -> tanh -> hidden; head -> logits; sigmoid -> gate."""
-    last, taken = i == len(BLOCKS) - 1, "hidden_in" if i else "image"
+    last, taken = i == len(PLACES) - 1, f"hidden_{i - 1}" if i else "image"
     flat = helper.make_tensor("flat", TensorProto.INT64, [2], [0, -1])
     tokens = helper.make_tensor("tokens", TensorProto.INT64, [3], [-1, TOKENS, WIDTH])
     nodes = [
@@ -57,13 +57,13 @@ def segment_file(path, i, kind):
     if not last:
         nodes += [
             helper.make_node("Reshape", ["h", "tokens"], ["reshaped"]),
-            helper.make_node("Cast", ["reshaped"], ["hidden"], to=KINDS[kind]),
+            helper.make_node("Cast", ["reshaped"], [f"hidden_{i}"], to=KINDS[kind]),
             helper.make_node("MatMul", ["logits", f"gate{i}"], ["column"]),
             helper.make_node("Squeeze", ["column", "one"], ["raw"]),
             helper.make_node("Sigmoid", ["raw"], ["gate"]),
         ]
         outputs += [
-            helper.make_tensor_value_info("hidden", KINDS[kind], ["n", TOKENS, WIDTH]),
+            helper.make_tensor_value_info(f"hidden_{i}", KINDS[kind], ["n", TOKENS, WIDTH]),
             helper.make_tensor_value_info("gate", TensorProto.FLOAT, ["n"]),
         ]
     one = helper.make_tensor("one", TensorProto.INT64, [1], [1])
@@ -84,11 +84,11 @@ def segment_file(path, i, kind):
 
 def write_bundle(folder, *, kind="float32"):
     folder.mkdir(parents=True, exist_ok=True)
-    hidden = TensorSpec("hidden", kind, (TOKENS, WIDTH))
+    hidden = [TensorSpec(f"hidden_{i}", kind, (TOKENS, WIDTH)) for i in range(2)]
     logits = TensorSpec("logits", "float32", (CLASSES,))
     parts = []
-    for i in range(len(BLOCKS)):
-        path, last = folder / f"segment_{i}.onnx", i == len(BLOCKS) - 1
+    for i in range(len(PLACES)):
+        path, last = folder / f"segment_{i}.onnx", i == len(PLACES) - 1
         segment_file(path, i, kind)
         image = TensorSpec("image", "float32", (3, SIZE, SIZE))
         gate = TensorSpec("gate", "float32", ())
@@ -96,11 +96,11 @@ def write_bundle(folder, *, kind="float32"):
             Segment(
                 file=path.name,
                 sha256=sha256_of(path),
-                blocks=BLOCKS[i],
+                at=PLACES[i],
                 macs=MACS[i],
                 threshold=None if last else 0.5,
-                inputs=(replace(hidden, name="hidden_in") if i else image,),
-                outputs=(logits,) if last else (hidden, logits, gate),
+                inputs=(hidden[i - 1] if i else image,),
+                outputs=(logits,) if last else (hidden[i], logits, gate),
             )
         )
     manifest = Manifest(
@@ -150,8 +150,7 @@ def test_every_exit_on_every_image(tmp_path, kind, batch_size):
     np.testing.assert_allclose(table.logits, logits, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(table.scores, gates, rtol=1e-4, atol=1e-5)
     assert table.labels.tolist() == split.labels.tolist()
-    assert table.positions == (2, 3)
-    assert table.depth == 7
+    assert table.positions == (2, "layer2.1")
     assert table.macs.tolist() == [700, 790, 1090]
     assert table.check_macs.tolist() == [20, 30]
     assert table.source == SOURCE
@@ -195,7 +194,6 @@ def test_a_bundle_of_one_segment_tells_its_accuracy(tmp_path):
         file=path.name,
         sha256=sha256_of(path),
         inputs=manifest.segments[0].inputs,
-        blocks=(0, 0),
         macs=5,
     )
     write_manifest(replace(manifest, segments=(whole,), notes={}), tmp_path / "bundle")
@@ -203,7 +201,7 @@ def test_a_bundle_of_one_segment_tells_its_accuracy(tmp_path):
     table = replay_bundle(tmp_path / "bundle", split, SOURCE, progress=False)
     wanted = expected(split)[0][:, 0]
     np.testing.assert_allclose(table.logits[:, 0], wanted, rtol=1e-4, atol=1e-5)
-    assert (table.exits, table.depth, table.macs.tolist()) == (0, 0, [5])
+    assert (table.exits, table.macs.tolist()) == (0, [5])
     right = int((wanted.argmax(1) == split.labels.numpy()).sum())
     assert whole_network(table).correct == right
 

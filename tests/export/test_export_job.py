@@ -14,8 +14,8 @@ from compress.errors import AccuracyError, UserInputError
 from compress.export import export_job
 from compress.export.export_job import ExportJob, export_checkpoint, parse_batch
 from compress.export.source import newest_checkpoint
-from compress.models.early_exit import GFNetDynn
 from compress.models.gfnet import GFNet
+from compress.models.gfnet_dynn import GFNetDynn
 from compress.models.vgg import VGG
 from compress.opened import Opening
 from compress.runtime.dispatcher import Dispatcher
@@ -96,7 +96,7 @@ def test_the_manifest_tells_what_was_measured_and_where_it_comes_from(exported):
     assert manifest.parity["images_name"] == "64 calibration images of digits"
     assert manifest.provenance["checkpoint"] == "dynn.pth"
     assert len(manifest.notes["check_macs"]) == 2
-    assert [segment.blocks for segment in manifest.segments] == [(0, 1), (1, 2), (2, 3)]
+    assert [segment.at for segment in manifest.segments] == ["blocks.0", "blocks.1", None]
     opsets = {
         onnx.load(job.output / segment.file).opset_import[0].version
         for segment in manifest.segments
@@ -107,7 +107,12 @@ def test_the_manifest_tells_what_was_measured_and_where_it_comes_from(exported):
 def test_the_report_reads_like_a_table_and_is_json(exported):
     job, report, _ = exported
     text = report.to_text()
-    assert "0-0       fp32        0.6" in text
+    rows = [line.split() for line in text.splitlines()[1:5]]
+    assert rows[0][:5] == ["segment", "exit", "behind", "crosses", "precision"]
+    # 4 x 4 tokens of width 16 in float32 cross
+    assert rows[1][:6] == ["0", "0", "1,", "1.0", "KiB", "fp32"]
+    assert rows[2][1:7] == ["1", "1,", "1.0", "KiB", "fp32", "0.7"]
+    assert rows[3][:5] == ["2", "-", "-", "fp32", "-"]
     assert "same class 100.00%, same exit 100.00%" in text
     assert text.endswith(f"written: {job.output}")
     assert json.loads(json.dumps(report.to_dict()))["schema"] == "compress.export/1"
@@ -139,7 +144,7 @@ def test_exits_that_are_not_named_are_not_exported(checkpoint, digits, tmp_path)
         progress=False,
     )
     report = export_checkpoint(job)
-    assert [segment.blocks for segment in report.manifest.segments] == [(0, 2), (2, 3)]
+    assert [segment.at for segment in report.manifest.segments] == ["blocks.1", None]
     assert report.manifest.batch == (1, 1)
     assert report.manifest.target == "jetpack6.2"
     assert "python -m compress.build_engines one.bundle" in report.next_step
@@ -239,7 +244,7 @@ def test_a_replaced_bundle_is_the_old_or_the_new_one(exported, monkeypatch, tmp_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        pytest.param({"exits": (2,)}, "expected some of 0,1", id="no-such-exit"),
+        pytest.param({"exits": (2,)}, "behind 2; expected some of 0, 1", id="no-such-exit"),
         pytest.param({"thresholds": (0.1,) * 3}, "3 thresholds for 2 exits", id="count"),
         pytest.param({"thresholds": 2.0}, "a threshold is 2.0", id="range"),
         pytest.param({"split_exits": False}, "--thresholds was given without", id="unsplit"),

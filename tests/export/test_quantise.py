@@ -18,12 +18,13 @@ from compress.data.digits import load_digits
 from compress.errors import CompressError, UnsupportedModelError, UserInputError
 from compress.export.graph import graph_from_module
 from compress.export.quantise import faster_than, linear_nodes, quantised
-from compress.models.early_exit import GFNetDynn
+from compress.models.gfnet_dynn import GFNetDynn
 from compress.models.global_filter import with_matrix_filters
 from tools.tensorrt_fixtures import is_installed
 
 ROOT = Path(__file__).parents[2]
 OUTPUTS = ("hidden", "logits", "gate")
+CROSSING = ("hidden",)
 
 
 class FirstSegment(nn.Module):
@@ -57,7 +58,7 @@ class Scene:
         self.labels = splits["test"].labels[:400].numpy()
         calibration = splits["calibration"].batches(64)
         self.feeds = [{"image": data.normalize(images).numpy()} for images, _ in calibration]
-        self.int8 = quantised(self.graph, self.feeds)
+        self.int8 = quantised(self.graph, self.feeds, crossing=CROSSING)
 
 
 def _train(network, data, rate=1e-2, epochs=7, batch=32):
@@ -109,7 +110,7 @@ def content_of(proto):
 def test_the_linear_layers_and_nothing_else(scene):
     by_name = {node.name: node for node in scene.graph.graph.node}
     known = tensors(scene.graph)
-    shapes = [known[by_name[name].input[1]].shape for name in linear_nodes(scene.graph)]
+    shapes = [known[by_name[name].input[1]].shape for name in linear_nodes(scene.graph, CROSSING)]
     # The patches, and fc1 and fc2 of two blocks; no filter, head or gate.
     assert shapes == [(32, 3, 4, 4), (32, 128), (128, 32), (32, 128), (128, 32)]
     made_by = makers(scene.int8)
@@ -118,7 +119,7 @@ def test_the_linear_layers_and_nothing_else(scene):
         for node in scene.int8.graph.node
         if any(made_by[i].op_type == "DequantizeLinear" for i in node.input if i in made_by)
     ]
-    assert [node.name for node in fed] == linear_nodes(scene.graph)
+    assert [node.name for node in fed] == linear_nodes(scene.graph, CROSSING)
 
 
 def test_the_form_that_tensorrt_reads(scene):
@@ -143,7 +144,7 @@ def test_the_form_that_tensorrt_reads(scene):
 def test_weights_are_int8_with_a_scale_per_output_channel(scene):
     before, after = tensors(scene.graph), tensors(scene.int8)
     by_name = {node.name: node for node in scene.graph.graph.node}
-    for name in linear_nodes(scene.graph):
+    for name in linear_nodes(scene.graph, CROSSING):
         weight = by_name[name].input[1]
         assert weight not in after  # or the file would hold it twice
         made_by = makers(scene.int8)[f"{weight}_DequantizeLinear_Output"]
@@ -162,7 +163,7 @@ def test_activations_are_scaled_by_the_largest_value_of_the_calibration(scene):
     watched = onnx.ModelProto()
     watched.CopyFrom(scene.graph)
     by_name = {node.name: node for node in watched.graph.node}
-    inputs = [by_name[name].input[0] for name in linear_nodes(scene.graph)[1:]]
+    inputs = [by_name[name].input[0] for name in linear_nodes(scene.graph, CROSSING)[1:]]
     watched.graph.output.extend(
         helper.make_tensor_value_info(each, TensorProto.FLOAT, None) for each in inputs
     )
@@ -188,9 +189,9 @@ def test_digits_are_read_as_before(scene):
 
 
 def test_float_weights_for_tensorrt_8_compute_the_same(scene):
-    paired = quantised(scene.graph, scene.feeds, float_weights=True)
+    paired = quantised(scene.graph, scene.feeds, crossing=CROSSING, float_weights=True)
     by_name = {node.name: node for node in scene.graph.graph.node}
-    weights = {by_name[name].input[1] for name in linear_nodes(scene.graph)}
+    weights = {by_name[name].input[1] for name in linear_nodes(scene.graph, CROSSING)}
     before, after = tensors(scene.graph), tensors(paired)
     readers = {n.input[0]: n.op_type for n in paired.graph.node if n.input[0] in weights}
     assert readers == dict.fromkeys(weights, "QuantizeLinear")
@@ -210,7 +211,7 @@ def test_equal_arguments_give_equal_bytes_and_leave_nothing_behind(
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     monkeypatch.setattr(logging.getLogger(), "handlers", [caplog.handler])
-    again = quantised(scene.graph, scene.feeds)
+    again = quantised(scene.graph, scene.feeds, crossing=CROSSING)
     assert content_of(again) == content_of(scene.int8)
     assert content_of(scene.graph) == given
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
@@ -236,7 +237,7 @@ def test_the_bytes_do_not_depend_on_the_hash_seed(scene, tmp_path, seed):
         "import numpy, onnx\n"
         "from compress.export.quantise import quantised\n"
         "feeds = [{'image': x} for x in numpy.load('feeds.npz').values()]\n"
-        "result = quantised(onnx.load('in.onnx'), feeds)\n"
+        "result = quantised(onnx.load('in.onnx'), feeds, crossing=['hidden'])\n"
         "open('out.onnx', 'wb').write(result.SerializeToString(deterministic=True))\n"
     )
     env = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
@@ -280,7 +281,9 @@ def test_tensorrt_reads_it_and_builds_it(scene, tmp_path, version, float_weights
     if not is_installed(folder, version):
         pytest.skip("needs: python tools/tensorrt_fixtures.py")
     path = tmp_path / "int8.onnx"
-    onnx.save(quantised(scene.graph, scene.feeds, float_weights=float_weights), path)
+    onnx.save(
+        quantised(scene.graph, scene.feeds, crossing=CROSSING, float_weights=float_weights), path
+    )
     done = subprocess.run(
         [sys.executable, "-c", TENSORRT_BUILD, str(path)],
         env={**os.environ, "PYTHONPATH": str(folder / version)},
@@ -349,7 +352,9 @@ def test_hidden_states_are_no_result():
         helper.make_node("Sigmoid", ["gate_logit"], ["gate"]),
     ]
     graph = model_of(nodes, {"w0": (4, 4), "w1": (4, 3), "w2": (3, 1)}, OUTPUTS)
-    assert linear_nodes(graph) == ["body"]
+    assert linear_nodes(graph, CROSSING) == ["body"]
+    with pytest.raises(UnsupportedModelError, match="no Linear layer"):
+        quantised(graph, [{"x": np.ones((1, 4), np.float32)}])  # where `hidden` is a result too
 
 
 def test_what_is_no_linear_layer():

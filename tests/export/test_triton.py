@@ -2,7 +2,7 @@
 
 import re
 import sys
-from dataclasses import replace
+from pathlib import Path
 
 import onnx
 import pytest
@@ -12,9 +12,10 @@ from compress.errors import UserInputError
 from compress.export.triton import write_triton
 from compress.files import sha256_of
 from compress.runtime.engines import EngineFile, EngineSet, write_engines
-from compress.runtime.manifest import write_manifest
 from tests.export.triton_bundles import BATCH, CLASSES, SHAPE, write_bundle
 from tests.export.triton_server import read_config, shape_in_file, type_of
+
+OLD_BUNDLE = Path(__file__).parents[1] / "runtime" / "format_1.bundle"
 
 
 @pytest.fixture
@@ -91,6 +92,8 @@ def test_the_dispatcher_takes_images_and_gives_logits_and_exits(tmp_path, batch,
     values = {key: each.string_value for key, each in config.parameters.items()}
     assert [float(each) for each in values["thresholds"].split(",")] == [0.1, 1 / 3]
     assert values["segments"] == "tiny_segment_0,tiny_segment_1,tiny_segment_2"
+    assert values["takes"] == "image;hidden_0;hidden_1"
+    assert values["gives"] == "hidden_0;hidden_1;"
     assert values["FORCE_CPU_ONLY_INPUT_TENSORS"] == "no"
     (group,) = config.instance_group
     assert (group.count, group.kind) == (1, group.Kind.Value("KIND_CPU"))
@@ -110,15 +113,10 @@ def test_a_name_of_any_kind_becomes_a_plain_folder(tmp_path, name, folder):
     assert read_config(tmp_path / "models" / folder).name == folder
 
 
-def test_hidden_states_under_another_name_are_refused(tmp_path):
-    manifest = write_bundle(tmp_path / "bundle")
-    renamed = [
-        replace(each, inputs=(replace(each.inputs[0], name="state"),)) if number else each
-        for number, each in enumerate(manifest.segments)
-    ]
-    write_manifest(replace(manifest, segments=tuple(renamed)), tmp_path / "bundle")
-    with pytest.raises(UserInputError, match=r"segment_1.onnx takes 'state'; expected hidden_in"):
-        write_triton(tmp_path / "bundle", tmp_path / "models")
+def test_bundles_of_the_format_before_are_refused(tmp_path):
+    with pytest.raises(UserInputError, match=r"segment_0.onnx calls hidden_0 'hidden'.*again"):
+        write_triton(OLD_BUNDLE, tmp_path / "models")
+    assert not (tmp_path / "models").exists()
 
 
 # ------------------------------------------------------------------------------ engines

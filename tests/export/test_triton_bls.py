@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 
 from compress.export import triton_bls
 from compress.export.triton import write_triton
+from tests.export.skipping_bundle import images_of, write_skipping_bundle
+from tests.export.small_graphs import run_reference
 from tests.export.triton_bundles import (
     BATCH,
     CLASSES,
@@ -228,8 +230,8 @@ def test_the_hidden_state_of_images_that_all_stay_is_handed_on_without_a_copy(se
         given.clear()
         answer(model, server, images_with(gates))
         taken = [inputs[0].array for _, _, inputs in server.calls]
-        assert taken[1] is given[0]["hidden"]
-        assert taken[2] is given[1]["hidden"]
+        assert taken[1] is given[0]["hidden_0"]
+        assert taken[2] is given[1]["hidden_1"]
 
 
 class CudaRuntime:
@@ -292,3 +294,48 @@ def test_device_memory_that_cannot_be_read_is_told(served, monkeypatch):
     monkeypatch.setattr(server, "device", True)  # as servers before 23.04, which place as they like
     (response,) = model.execute([request(images_with([[0, 0]]))])
     assert "no libcudart was found" in response.error().message()
+
+
+# ------------------------------------------------------------------------------ several tensors
+
+
+def leaving_early(whole, images, thresholds):
+    """Image by image: logits and exit, from the whole graph in onnx's own implementation."""
+    logits, exits = [], []
+    for image in images:
+        found = run_reference(whole, {"image": image[None]})
+        values = dict(zip([o.name for o in whole.graph.output], found, strict=True))
+        fired = [i for i, bar in enumerate(thresholds) if values[f"gate_{i}"][0] >= bar]
+        exits.append([fired[0] if fired else len(thresholds)])
+        name = f"logits_{fired[0]}" if fired else "logits"
+        logits.append(values[name][0])
+    return np.array(logits), np.array(exits)
+
+
+@pytest.fixture(scope="module", params=[1, BATCH])
+def skipping(tmp_path_factory, request):
+    folder = tmp_path_factory.mktemp("skipping")
+    manifest, whole = write_skipping_bundle(folder / "bundle", batch=request.param)
+    write_triton(folder / "bundle", folder / "models")
+    server = Server(folder / "models")
+    return manifest, whole, load_model(folder / "models", server), server
+
+
+@pytest.mark.parametrize("device", [False, True])
+def test_tensors_of_several_types_travel_with_their_images(skipping, device, monkeypatch):
+    manifest, whole, model, server = skipping
+    taken = [[spec.name for spec in each.inputs] for each in manifest.segments]
+    dtypes = {spec.dtype for each in manifest.segments for spec in each.gives}
+    assert dtypes == {"float32", "int64", "bool"}
+    assert "image" in taken[2]  # which reads it again, when others have left
+    if device:
+        monkeypatch.setattr(server, "device", True)
+        monkeypatch.setattr(model, "_cuda", CudaRuntime())
+    gates = [[0, 0], [1, 0], [0, 1], [0, 0], [0.2, 0.1], [0.4, 0.3], [0, 0.2]]
+    for images in np.split(images_of(gates), 1 if manifest.batch[1] > 1 else len(gates)):
+        logits, exits = answer(model, server, images)
+        expected_logits, expected_exits = leaving_early(whole, images, manifest.thresholds)
+        np.testing.assert_array_equal(exits, expected_exits)
+        np.testing.assert_allclose(logits, expected_logits, rtol=1e-5, atol=1e-5)
+        for (name, _, inputs), names in zip(server.calls, taken, strict=False):
+            assert [each.name() for each in inputs] == names, name

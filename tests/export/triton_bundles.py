@@ -33,6 +33,7 @@ def segment_model(number, exits, dtype, batch):
     is not a number stays a gate's matter.
     """
     first, last = number == 0, number == exits
+    taken, given = f"hidden_{number - 1}", f"hidden_{number}"
     is_gate = np.arange(FEATURES) < exits
     constants = {
         "weights": weights_of(number)[~is_gate],
@@ -46,7 +47,7 @@ def segment_model(number, exits, dtype, batch):
     nodes = [
         node("Reshape", ["image", "flat"], ["x"])
         if first
-        else node("Cast", ["hidden_in"], ["x"], to=TensorProto.FLOAT),
+        else node("Cast", [taken], ["x"], to=TensorProto.FLOAT),
         node("Gather", ["x", "others"], ["seen"], axis=1),
         node("MatMul", ["seen", "weights"], ["logits"]),
     ]
@@ -58,10 +59,10 @@ def segment_model(number, exits, dtype, batch):
             node("Sub", ["large", "large"], ["nothing"]),
             node("Add", ["column_of_x", "nothing"], ["gate"]),
             node("Add", ["x", "step"], ["stepped"]),
-            node("Cast", ["stepped"], ["hidden"], to=FLOATS[dtype]),
+            node("Cast", ["stepped"], [given], to=FLOATS[dtype]),
         ]
-        outputs = [("hidden", dtype, (FEATURES,)), *outputs, ("gate", "float32", ())]
-    inputs = [("image", "float32", SHAPE) if first else ("hidden_in", dtype, (FEATURES,))]
+        outputs = [(given, dtype, (FEATURES,)), *outputs, ("gate", "float32", ())]
+    inputs = [("image", "float32", SHAPE) if first else (taken, dtype, (FEATURES,))]
     graph = helper.make_graph(
         nodes,
         f"segment {number}",
@@ -83,10 +84,8 @@ def write_bundle(folder, *, batch=BATCH, thresholds=THRESHOLDS, dtype="float32",
         model, (inputs, outputs) = segment_model(number, exits, dtype, 1 if batch == 1 else "batch")
         model.ir_version = 8
         onnx.save(model, path)
-        blocks, macs = (number, number + 1), FEATURES * CLASSES
-        segments.append(
-            Segment(path.name, sha256_of(path), blocks, macs, threshold, inputs, outputs)
-        )
+        at, macs = None if threshold is None else f"column.{number}", FEATURES * CLASSES
+        segments.append(Segment(path.name, sha256_of(path), at, macs, threshold, inputs, outputs))
     manifest = Manifest(name, ("a", "b", "c"), None, (1, batch), "onnxruntime", 17, tuple(segments))
     write_manifest(manifest, folder)
     return manifest

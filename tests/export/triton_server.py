@@ -39,7 +39,8 @@ def _schema():
         for number, value in enumerate(values):
             made.value.add(name=value, number=number)
 
-    enum("DataType", "TYPE_INVALID", "TYPE_INT32", "TYPE_FP16", "TYPE_FP32")
+    types = ["INVALID", "BOOL", "INT32", "INT64", "FP16", "FP32"]
+    enum("DataType", *(f"TYPE_{each}" for each in types))
     message("Reshape", ("shape", "int64", "repeated"))
     tensor = [("name", "string"), ("data_type", "enum", "DataType")]
     tensor += [("dims", "int64", "repeated"), ("reshape", "message", "Reshape")]
@@ -72,7 +73,13 @@ def _schema():
 
 
 ModelConfig = _schema()
-NUMPY = {"TYPE_FP32": np.float32, "TYPE_FP16": np.float16, "TYPE_INT32": np.int32}
+NUMPY = {
+    "TYPE_FP32": np.float32,
+    "TYPE_FP16": np.float16,
+    "TYPE_INT32": np.int32,
+    "TYPE_INT64": np.int64,
+    "TYPE_BOOL": np.bool_,
+}
 
 
 def read_config(folder):

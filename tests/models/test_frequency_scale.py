@@ -12,7 +12,6 @@ import compress
 from compress.errors import UnsupportedModelError, UserInputError
 from compress.measure.macs import macs_by_layer
 from compress.models import build, infer
-from compress.models.early_exit import GFNetDynn
 from compress.models.frequencies import (
     filter_of_rows,
     multiplicities,
@@ -22,6 +21,7 @@ from compress.models.frequencies import (
 )
 from compress.models.frequency_scale import with_frequency_scale, without_frequency_scale
 from compress.models.gfnet import GFNet
+from compress.models.gfnet_dynn import GFNetDynn
 from compress.models.gfnet_resize import resized
 from compress.models.global_filter import (
     GlobalFilter,

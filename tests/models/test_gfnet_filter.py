@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from compress.errors import UserInputError
-from compress.models.early_exit import GFNetDynn
 from compress.models.gfnet import GFNet
+from compress.models.gfnet_dynn import GFNetDynn
 from compress.models.gfnet_resize import resized
 from compress.models.global_filter import (
     GlobalFilter,

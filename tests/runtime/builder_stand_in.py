@@ -73,7 +73,7 @@ class FakeTensorRT(ModuleType):
             def tensor(self, value):
                 kind = value.type.tensor_type
                 sizes = [d.dim_value or -1 for d in kind.shape.dim]
-                dtype = {TensorProto.FLOAT: "FLOAT", TensorProto.FLOAT16: "HALF"}[kind.elem_type]
+                dtype = TensorProto.DataType.Name(kind.elem_type).replace("FLOAT16", "HALF")
                 return SimpleNamespace(
                     name=value.name, shape=sizes, dtype=SimpleNamespace(name=dtype)
                 )
@@ -128,8 +128,8 @@ class FakeTensorRT(ModuleType):
                 return Config()
 
             def create_optimization_profile(self):
-                profile = SimpleNamespace(shapes=None)
-                profile.set_shape = lambda *shape: setattr(profile, "shapes", shape)
+                profile = SimpleNamespace(shapes=[])
+                profile.set_shape = lambda *shape: profile.shapes.append(shape)
                 return profile
 
             def build_serialized_network(self, network, config):

@@ -19,6 +19,9 @@ ERAS = ["8.5", "10", "11"]
 IMAGE = TensorSpec("image", "float32", (2, 4, 4))  # 8 of them fill whole units of 256 bytes
 HIDDEN = ((3, 4), (2, 3), (5, 7))  # shapes that differ, so that no row has another's size
 CLASSES = 4
+LOGITS = TensorSpec("logits", "float32", (CLASSES,))
+GATE = TensorSpec("gate", "float32", ())
+UNET = "U-Net"  # in place of the type of a chain's hidden states
 MEMORY = (4096, 100_000, 300, 7)  # scratch bytes: the largest neither first nor last
 MIXED = (0.5, 0.8, 0.4)
 
@@ -33,29 +36,46 @@ def _sha256(content):
 
 
 def _segments(dtype, exits, given=None):
-    carried, parts = IMAGE, []
+    taken, parts = IMAGE, []
     for i in range(exits + 1):
-        hidden = TensorSpec("hidden", dtype, HIDDEN[i % 3])
-        logits = TensorSpec("logits", "float32", (CLASSES,))
-        gated = (hidden, logits, TensorSpec("gate", "float32", ()))
-        parts.append(
-            Segment(
-                file=f"segment_{i}.onnx",
-                sha256=_sha256(onnx_of(i)),
-                blocks=(i, i + 1),
-                macs=1,
-                threshold=None if i == exits else MIXED[i],
-                inputs=(carried,),
-                outputs=(given or (logits,)) if i == exits else gated,
-            )
-        )
-        carried = replace(hidden, name="hidden_in")
+        hidden = TensorSpec(f"hidden_{i}", dtype, HIDDEN[i % 3])
+        last = i == exits
+        outputs = given or (LOGITS,)
+        parts.append(_segment(i, (taken,), outputs if last else (hidden, LOGITS, GATE), last))
+        taken = hidden
     return tuple(parts)
+
+
+def _unet():
+    """What two skip connections look like: tensors that a segment between does not touch."""
+    skip = TensorSpec("hidden_0", "float32", (3, 4))
+    deep = TensorSpec("hidden_1", "float16", (5,))
+    places = TensorSpec("hidden_2", "int64", (6,))
+    mask = TensorSpec("hidden_3", "bool", ())
+    joined = TensorSpec("hidden_4", "float32", (2, 3))
+    return (
+        _segment(0, (IMAGE,), (skip, deep, LOGITS, GATE)),
+        _segment(1, (deep,), (places, mask, LOGITS, GATE)),
+        _segment(2, (IMAGE, skip, places), (joined, LOGITS, GATE)),
+        _segment(3, (mask, joined), (LOGITS,), last=True),
+    )
+
+
+def _segment(number, inputs, outputs, last=False):
+    return Segment(
+        file=f"segment_{number}.onnx",
+        sha256=_sha256(onnx_of(number)),
+        at=None if last else f"layer{number}",
+        macs=1,
+        threshold=None if last else MIXED[number],
+        inputs=inputs,
+        outputs=outputs,
+    )
 
 
 def engine_value(number, segment, batch):
     sides = ((True, segment.inputs), (False, segment.outputs))
-    tensors = [[way, s.name, s.dtype, list(s.shape)] for way, specs in sides for s in specs]
+    tensors = [[way, s.file_name, s.dtype, list(s.shape)] for way, specs in sides for s in specs]
     size = [1] if batch == (1, 1) else list(batch)
     return {"segment": number, "batch": size, "memory": MEMORY[number], "tensors": tensors}
 
@@ -84,7 +104,8 @@ def write_bundle(
 ):
     """Write a bundle with engines, after `change(engines)`; return its folder.
 
-    `given` is what the last segment gives in place of logits alone.
+    `given` is what the last segment gives in place of logits alone. Of dtype UNET it is a network
+    where several tensors cross.
     """
     has_logits = given is None or given[0].name == "logits"
     folder.mkdir(parents=True)
@@ -95,7 +116,7 @@ def write_bundle(
         batch=batch,
         target="tensorrt10",
         opset=17,
-        segments=_segments(dtype, exits, given),
+        segments=_unet() if dtype == UNET else _segments(dtype, exits, given),
     )
     for number, segment in enumerate(manifest.segments):
         (folder / segment.file).write_bytes(onnx_of(number))
@@ -123,17 +144,23 @@ def opened(bundle, *, era="10", device=None, uncapturable=(), refuses=(), **opti
     assert device.leaks() == {}
 
 
+def given_by(number, segment, values):
+    """Return what a segment gives by the names in the bundle, as `values` of its inputs are."""
+    taken = {spec.file_name: values[spec.name] for spec in segment.inputs}
+    outputs = [replace(spec, name=spec.file_name, alias=None) for spec in segment.outputs]
+    given = segment_values(number, outputs, taken)
+    return {spec.name: given[spec.file_name] for spec in segment.outputs}
+
+
 def decided(bundle, images, bars=None):
     """Return logits and exits of images one by one, in plain numpy: the reference."""
     manifest = read_manifest(bundle, check_files=False)
     bars = manifest.thresholds if bars is None else bars
     logits, exits = [], []
     for image in images:
-        x = image[None]
+        values = {"image": image[None]}
         for number, segment in enumerate(manifest.segments):
-            outputs = {spec.name: spec.shape for spec in segment.outputs}
-            values = segment_values(number, outputs, x)
-            x = values.get("hidden")
+            values.update(given_by(number, segment, values))
             if number == len(bars) or values["gate"][0] >= bars[number]:
                 break
         logits.append(values["logits"][0])

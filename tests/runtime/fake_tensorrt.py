@@ -11,33 +11,45 @@ from itertools import pairwise
 
 import numpy as np
 
+from compress.runtime.manifest import TensorSpec
+
+WRITTEN_AS = {"hidden_in": "hidden"}  # in files of format 1
 VERSIONS = {"8.5": "8.5.2.2", "10": "10.3.0", "11": "11.4.1"}  # of each era
 
 
-def segment_values(segment, outputs, x):
-    """Return what a segment gives: a dict of float arrays.
+def segment_values(segment, outputs, taken):
+    """Return what a segment gives: a dict of arrays of whole numbers in [0, 64), logits aside.
 
     Args:
         segment: its number.
-        outputs: {name: shape of one image}.
-        x: (B, …) image or hidden state, whole numbers in [0, 64).
+        outputs: their specs.
+        taken: {name: (B, …)} of whole numbers in [0, 64); every one of them counts.
     """
-    flat = x.reshape(len(x), -1).astype(np.float64)
-    values = {
-        name: np.stack([np.resize(row + place, shape) for row in flat])
-        for place, (name, shape) in enumerate(outputs.items())
-        if name not in ("hidden", "logits", "gate")
-    }
-    if "logits" not in outputs:
-        return values
-    logits = flat[:, : outputs["logits"][0]] + 100.0 * segment
-    if "hidden" not in outputs:
-        return {"logits": logits, **values}
-    size = int(np.prod(outputs["hidden"]))
-    hidden = np.stack([np.resize(np.roll(row, 1), size) for row in (flat * 5 + 7) % 64])
-    score = (3 * flat[:, 0] + 5 * flat[:, 1] + 7 * segment) % 64
-    gate = np.where(score == 13, np.nan, score / 64)
-    return {"hidden": hidden.reshape(-1, *outputs["hidden"]), "logits": logits, "gate": gate}
+    flat = _mixed([taken[name] for name in sorted(taken)])
+    names = {spec.name for spec in outputs}
+    values = {}
+    for place, spec in enumerate(outputs):
+        size = int(np.prod(spec.shape))
+        if spec.name == "logits":
+            values["logits"] = flat[:, :size] + 100.0 * segment
+        elif spec.name == "gate":
+            score = (3 * flat[:, 0] + 5 * flat[:, 1] + 7 * segment) % 64
+            values["gate"] = np.where(score == 13, np.nan, score / 64)
+        elif "logits" in names and "gate" in names:
+            rows = np.roll((flat * 5 + 7) % 64, 1 + place, axis=1)
+            content = np.stack([np.resize(row, spec.shape) for row in rows])
+            values[spec.name] = content % 2 if spec.dtype == "bool" else content
+        else:
+            values[spec.name] = np.stack([np.resize(row + place, spec.shape) for row in flat])
+    return values
+
+
+def _mixed(arrays):
+    """One row (B, L) of all inputs, as long as the longest; of one input the input itself."""
+    rows = [x.reshape(len(x), -1).astype(np.float64) for x in arrays]
+    longest = max(x.shape[1] for x in rows)
+    repeated = [np.stack([np.resize(row, longest) for row in x]) for x in rows]
+    return sum((place + 1) * x for place, x in enumerate(repeated)) % 64
 
 
 class FakeTensorRT:
@@ -49,7 +61,7 @@ class FakeTensorRT:
     """
 
     TensorIOMode = Enum("TensorIOMode", "NONE INPUT OUTPUT")
-    DataType = Enum("DataType", "FLOAT HALF INT8 INT32")
+    DataType = Enum("DataType", "FLOAT HALF INT8 INT32 INT64 BOOL")
 
     class ILogger:
         Severity = Enum("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE")
@@ -113,6 +125,9 @@ class FakeEngineBase(Counted):
     def num_io_tensors(self):
         return len(self._tensors)
 
+    def inputs(self):
+        return [name for name, (is_input, *_) in self._tensors.items() if is_input]
+
     def get_tensor_name(self, index):
         return list(self._tensors)[index]
 
@@ -127,6 +142,8 @@ class FakeEngineBase(Counted):
             "float16": kinds.HALF,
             "int8": kinds.INT8,
             "int32": kinds.INT32,
+            "int64": kinds.INT64,
+            "bool": kinds.BOOL,
         }
         return words[self._tensors[name][1]]
 
@@ -185,7 +202,9 @@ class FakeContext8(Counted):
         super().__init__(engine._trt)
         self._engine, self._number = engine, number
         self._addresses = {}
-        self._rows = None if engine._is_dynamic else engine._value["batch"][0]
+        self._sizes = {}  # images of each input
+        if not engine._is_dynamic:
+            self._sizes = dict.fromkeys(engine.inputs(), engine._value["batch"][0])
         self._settled = None  # rows of the last call outside a capture
         self._is_captured = False
         self._memory = self._memory_size = None
@@ -229,8 +248,14 @@ class FakeContext8(Counted):
             return False  # its profile is in use by the first context
         if not low <= shape[0] <= high:
             return False
-        self._rows = shape[0]
+        self._sizes[name] = shape[0]
         return True
+
+    @property
+    def _rows(self):
+        """Images of a call; None unless all inputs were told the same."""
+        sizes = {self._sizes.get(name) for name in self._engine.inputs()}
+        return sizes.pop() if len(sizes) == 1 else None
 
     def execute_async_v3(self, stream):
         self._device.log.append("execute_async_v3")
@@ -294,7 +319,7 @@ class Call:
         """Poison what the host may look at too soon."""
         for name, (is_input, *_) in self.tensors.items():
             content = None if is_input else self.array(name)
-            if content is not None and name != "hidden":
+            if content is not None and not name.startswith("hidden"):
                 content.view(np.uint8)[:] = 0xFF  # NaN, or -1
 
     def array(self, name):
@@ -305,20 +330,24 @@ class Call:
     def execute(self):
         if self.context() is None:
             self.device.fault(f"{self.what} runs after its context is gone")
-        taken = next(name for name, (is_input, *_) in self.tensors.items() if is_input)
-        x, segment = self.array(taken), self.value["segment"]
-        before = "image" if segment == 0 else segment - 1
-        if self.device.writers.get(self.addresses[taken]) != before:
-            self.device.fault(f"{self.what} takes what {before} did not give")
-        outputs = {name: tensor[2] for name, tensor in self.tensors.items() if not tensor[0]}
-        values = None if x is None else segment_values(segment, outputs, x)
+        taken, segment = {}, self.value["segment"]
+        for name, (is_input, *_) in self.tensors.items():
+            if is_input:
+                taken[name] = self.array(name)
+                written = self.device.writers.get(self.addresses[name])
+                if written not in (name, WRITTEN_AS.get(name)):
+                    self.device.fault(f"{self.what} takes {name} where {written} lies")
+        outputs = [
+            TensorSpec(name, dtype, tuple(shape))
+            for name, (is_input, dtype, shape) in self.tensors.items()
+            if not is_input
+        ]
         scratch = self.device.bytes_at(self.memory, self.value["memory"], self.what)
-        if values is None or scratch is None:
+        if scratch is None or any(content is None for content in taken.values()):
             return
         scratch[:] = 0xFF
-        for name, value in values.items():
+        for name, value in segment_values(segment, outputs, taken).items():
             content = self.array(name)
             if content is not None:
                 content[:] = value
-        if "hidden" in outputs:
-            self.device.writers[self.addresses["hidden"]] = segment
+                self.device.writers[self.addresses[name]] = name

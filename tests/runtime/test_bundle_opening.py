@@ -61,7 +61,7 @@ def one_output_less(graph):
         (typed, r"gives logits tensor\(double\)"),
         (one_at_a_time, "takes image"),
         (wider, "takes image"),
-        (one_output_less, "gives hidden, logits, its manifest says hidden, logits, gate"),
+        (one_output_less, "gives hidden_0, logits, its manifest says hidden_0, logits, gate"),
     ],
 )
 def test_a_file_that_does_not_fit_its_manifest_is_refused_at_opening(bundle, change, words):

@@ -17,6 +17,7 @@ from compress.runtime.engine_builder import build_engines
 from compress.runtime.engines import ENGINES, read_engines
 from compress.runtime.manifest import read_manifest
 from compress.runtime.trtexec import TIMING_CACHE
+from tests.runtime import crossing_bundle
 from tests.runtime.builder_stand_in import FakeTensorRT
 from tests.runtime.tiny_bundle import write_bundle
 
@@ -100,10 +101,23 @@ def test_the_range_of_batches_becomes_a_profile_with_the_largest_as_optimum(bund
     fake = install()
     build_engines(bundle, workspace_mib=64, optimization_level=5)
     image, hidden = fake.builds
-    assert image.profiles == [("image", (1, 3, 16, 16), (4, 3, 16, 16), (4, 3, 16, 16))]
-    assert hidden.profiles == [("hidden", (1, 16, 8), (4, 16, 8), (4, 16, 8))]
+    assert image.profiles == [[("image", (1, 3, 16, 16), (4, 3, 16, 16), (4, 3, 16, 16))]]
+    assert hidden.profiles == [[("hidden_0", (1, 16, 8), (4, 16, 8), (4, 16, 8))]]
     assert image.limits == [("workspace", 64 << 20)]
     assert image.builder_optimization_level == 5
+
+
+def test_every_input_of_a_segment_has_its_range(tmp_path, install):
+    fake = install()
+    crossing_bundle.write_bundle(tmp_path)
+    build_engines(tmp_path)
+    assert fake.builds[3].profiles == [
+        [
+            ("hidden_0", (1, 8), (8, 8), (8, 8)),
+            ("hidden_3", (1,), (8,), (8,)),
+            ("hidden_4", (1, 8), (8, 8), (8, 8)),
+        ]
+    ]
 
 
 def test_a_fixed_batch_needs_no_profile(tmp_path, install):

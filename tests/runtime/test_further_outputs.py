@@ -34,7 +34,7 @@ def bundles(tmp_path_factory):
 
 
 def expected(given, images):
-    values = segment_values(0, {spec.name: spec.shape for spec in given}, images)
+    values = segment_values(0, given, {"image": images})
     return {spec.name: values[spec.name].astype(spec.dtype) for spec in given}
 
 
@@ -152,9 +152,10 @@ def renamed(name):
 @pytest.mark.parametrize(
     ("given", "change", "message"),
     [
-        pytest.param(CLASSIFIER, renamed("heads.0"), "'heads.0', which is no name", id="twice"),
+        pytest.param(CLASSIFIER, renamed("heads.0"), "of the name 'heads.0'", id="twice"),
         pytest.param(CLASSIFIER, renamed("hidden"), "'hidden', which is no name", id="hidden"),
-        pytest.param(CLASSIFIER, renamed("a b\n"), "which is no name", id="not-plain"),
+        pytest.param(CLASSIFIER, renamed("a b"), "'a b', which is no name", id="not-plain"),
+        pytest.param(CLASSIFIER, renamed("a\n"), "in place of a name", id="control"),
         pytest.param(CLASSIFIER, renamed(""), "'', which is no name", id="empty"),
         pytest.param(
             CLASSIFIER, lambda v: v.update(classes=[]), "does not give heads.0", id="no-classes"
@@ -170,6 +171,12 @@ def renamed(name):
             lambda v: v["segments"][0]["outputs"][0].update(dtype="int32"),
             "other logits",
             id="whole-logits",
+        ),
+        pytest.param(
+            CLASSIFIER,
+            lambda v: v["segments"][0]["outputs"][1].update(dtype="int64"),
+            "gives 'heads.0' of type int64",
+            id="long-numbers",
         ),
         pytest.param(
             CLASSIFIER,
@@ -191,11 +198,6 @@ def test_outputs_that_cannot_be_are_refused(tmp_path, given, change, message):
 def test_a_network_with_exits_has_no_further_outputs(tmp_path):
     with pytest.raises(ValueError, match=r"segment_3.onnx does not give logits, and no more"):
         write_bundle(tmp_path / "bundle", given=CLASSIFIER)
-
-
-def test_a_hidden_state_of_whole_numbers_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="hidden state of whole numbers"):
-        write_bundle(tmp_path / "bundle", dtype="int32")
 
 
 def test_an_image_that_is_not_finite_has_no_outputs(bundles):

@@ -56,15 +56,14 @@ def put(*path):
 
 
 def swap(value):
-    """Segments 1 and 2 keep their places and trade what they compute."""
-    one, other = value["segments"][1:]
-    one["blocks"], other["blocks"] = other["blocks"], one["blocks"]
+    """The last two segments trade their places, as in a copy by hand."""
+    value["segments"][1:3] = reversed(value["segments"][1:3])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        pytest.param(put("format", "compress.bundle/2"), "'compress.bundle/2'; this", id="newer"),
+        pytest.param(put("format", "compress.bundle/3"), "'compress.bundle/3'; this", id="newer"),
         pytest.param(put("segments", []), "in place of a list", id="no-segments"),
         pytest.param(put("segments", 0, "file", "../a.onnx"), "not a plain name", id="outside"),
         pytest.param(put("segments", 0, "file", "/a.onnx"), "not a plain name", id="absolute"),
@@ -74,9 +73,9 @@ def swap(value):
         pytest.param(put("segments", 0, "threshold", 10**400), "too large", id="longest"),
         pytest.param(put("segments", 0, "threshold", None), "threshold None", id="no-threshold"),
         pytest.param(put("segments", 2, "threshold", 0.5), "threshold 0.5", id="last-threshold"),
-        pytest.param(put("segments", 1, "inputs", 0, "shape", [9]), "does not fit", id="shapes"),
+        pytest.param(put("segments", 1, "inputs", 0, "shape", [9]), "another type", id="shapes"),
         pytest.param(
-            put("segments", 1, "inputs", 0, "dtype", "float16"), "does not fit", id="type"
+            put("segments", 1, "inputs", 0, "dtype", "float16"), "another type", id="type"
         ),
         pytest.param(put("segments", 0, "inputs", 0, "shape", [1, 2, 1 << 40]), "whole", id="huge"),
         pytest.param(
@@ -101,12 +100,19 @@ def swap(value):
         pytest.param(put("segments", 0, "inputs", 0, "shape", [1] * 9), "list", id="rank"),
         pytest.param(put("segments", 0, "macs", float("nan")), "NaN in place", id="NaN"),
         pytest.param(put("notes", "drift", float("inf")), "Infinity in place", id="note"),
-        pytest.param(swap, "segment_1.onnx begins at block 2", id="swap"),
+        pytest.param(swap, "threshold None", id="swap"),
         pytest.param(lambda v: v["segments"].pop(0), "the first segment takes", id="first-gone"),
-        pytest.param(lambda v: v["segments"].pop(1), "segment_2.onnx begins", id="middle-gone"),
+        pytest.param(
+            lambda v: v["segments"].pop(1), "takes 'hidden_1', which no", id="middle-gone"
+        ),
         pytest.param(lambda v: v["segments"].pop(2), "segment_1.onnx", id="last-gone"),
-        pytest.param(put("segments", 0, "blocks", [1, 1]), "begins at block 1", id="start"),
-        pytest.param(put("segments", 1, "blocks", [1, 1]), "holds no block", id="no-block"),
+        pytest.param(put("segments", 1, "at", "column.0"), "two exits at 'column.0'", id="same-at"),
+        pytest.param(put("segments", 1, "at", None), "its exit at None", id="no-at"),
+        pytest.param(put("segments", 1, "at", ""), "its exit at ''", id="empty-at"),
+        pytest.param(put("segments", 2, "at", "end"), "its exit at 'end'", id="last-at"),
+        pytest.param(put("segments", 1, "at", "a\x1b[2J"), "in place of a name", id="control-at"),
+        pytest.param(put("segments", 1, "at", "a" * 1001), "in place of text", id="long-at"),
+        pytest.param(put("segments", 1, "at", 7), "in place of text", id="number-at"),
         pytest.param(put("preprocessing", {}), "preprocessing has the fields", id="preprocessing"),
     ],
 )

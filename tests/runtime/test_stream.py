@@ -240,11 +240,11 @@ def test_a_folder_that_cannot_be_listed_is_refused(tmp_path, monkeypatch):
 class FakeDispatcher:
     """The image is its logits; it leaves at the exit that its third value says."""
 
-    def __init__(self, blocks=((0, 2), (2, 3), (3, 5))):
+    def __init__(self, places=("layer1.0", "layer2.4", None)):
         self.manifest = SimpleNamespace(
             classes=("cat", "dog"),
-            segments=[SimpleNamespace(blocks=each) for each in blocks],
-            thresholds=[0.5] * (len(blocks) - 1),
+            segments=[SimpleNamespace(at=each) for each in places],
+            thresholds=[0.5] * (len(places) - 1),
         )
         self.batches = []
 
@@ -273,8 +273,8 @@ def test_predictions_in_order_with_the_errors_in_their_places():
     assert [each.error for each in found] == [None, "damaged", None, None, "gone"]
     assert dispatcher.batches == [1, 2]  # groups [a b], [c d], [e]: nothing is run for the last
     a, _, c, d, _ = found
-    assert (a.class_name, a.class_index, a.exit_index, a.exit_block) == ("cat", 0, 0, 1)
-    assert (c.class_name, c.class_index, c.exit_index, c.exit_block) == ("dog", 1, 2, 4)
+    assert (a.class_name, a.class_index, a.exit_index, a.exit_at) == ("cat", 0, 0, "layer1.0")
+    assert (c.class_name, c.class_index, c.exit_index, c.exit_at) == ("dog", 1, 2, None)
     assert a.confidence == pytest.approx(1 / (1 + np.exp(-1)))
     assert d.confidence == pytest.approx(0.5)
     assert a.latency_ms > 0
@@ -317,29 +317,29 @@ def test_times_are_those_up_to_the_exit():
     assert found[1].to_dict()["segment_ms"] == [5.0, 2.0]
 
 
-def test_a_network_without_blocks_has_no_exit_block():
-    (found,) = predictions(FakeDispatcher(blocks=((0, 0),)), [item("a", 0, 1, 0)])
-    assert found.exit_block is None
-    assert "block" not in found.to_text()
+def test_the_final_head_stands_behind_no_module():
+    (found,) = predictions(FakeDispatcher(places=(None,)), [item("a", 0, 1, 0)])
+    assert found.exit_at is None
+    assert ", exit 0, " in found.to_text()
 
 
 def test_a_prediction_as_json_and_as_text():
-    found = Prediction("a.png", "cat", 3, 0.91234, 1, 7, 3.456)
+    found = Prediction("a.png", "cat", 3, 0.91234, 1, "layer2.4", 3.456)
     assert found.to_dict() == {
         "image": "a.png",
         "class": "cat",
         "class_index": 3,
         "confidence": 0.91234,
         "exit": 1,
-        "exit_block": 7,
+        "exit_at": "layer2.4",
         "latency_ms": 3.456,
     }
-    assert found.to_text() == "a.png: cat 0.9123, exit 1 (block 7), 3.46 ms"
+    assert found.to_text() == "a.png: cat 0.9123, exit 1 (layer2.4), 3.46 ms"
     assert Prediction("a", error="gone").to_dict() == {"image": "a", "error": "gone"}
 
 
 def test_names_cannot_command_a_terminal():
-    found = Prediction("a\x1b[2J\n\udcff.png", "\x07", 0, 1.0, 0, 0, 1.0)
+    found = Prediction("a\x1b[2J\n\udcff.png", "\x07", 0, 1.0, 0, "\x1b[A", 1.0)
     text = found.to_text()
     assert text.isprintable()
     text.encode()

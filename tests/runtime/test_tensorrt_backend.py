@@ -1,6 +1,7 @@
 """The TensorRT backend against a CUDA and a TensorRT that note every misuse (see fake_cuda)."""
 
 import gc
+import json
 import logging
 from itertools import pairwise
 
@@ -12,19 +13,22 @@ from hypothesis import strategies as st
 from compress.errors import CompressError, ToolchainError, UserInputError
 from compress.runtime import tensorrt_backend
 from compress.runtime.dispatcher import Dispatcher
-from compress.runtime.manifest import read_manifest
+from compress.runtime.manifest import MANIFEST, read_manifest
 from compress.runtime.tensorrt_backend import TensorRTBackend
 from tests.runtime.engine_bundles import (
     ERAS,
     MIXED,
+    UNET,
     assert_decides,
     decided,
+    engine_value,
+    given_by,
     opened,
     sample_images,
     write_bundle,
+    write_engine_files,
 )
 from tests.runtime.fake_cuda import FakeDevice
-from tests.runtime.fake_tensorrt import segment_values
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +48,15 @@ def test_the_sample_network_has_every_kind_of_decision(bundles):
     """Else the tests below would prove little."""
     _, exits = decided(bundles(), sample_images(400))
     assert np.bincount(exits).min() > 20
-    values = segment_values(0, {"hidden": (3, 4), "logits": (4,)}, sample_images(400))
-    assert np.isnan(values["gate"]).any()
+    first = read_manifest(bundles()).segments[0]
+    assert np.isnan(given_by(0, first, {"image": sample_images(400)})["gate"]).any()
+    _, exits = decided(bundles(UNET), sample_images(400))
+    assert np.bincount(exits).min() > 20
 
 
 @pytest.mark.parametrize("use_graphs", [True, False])
 @pytest.mark.parametrize("batch", [(1, 1), (1, 8)])
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int64", UNET])
 @pytest.mark.parametrize("era", ERAS)
 def test_decisions_are_those_of_plain_numpy_image_by_image(bundles, era, dtype, batch, use_graphs):
     bundle = bundles(dtype, batch, era=era)
@@ -64,12 +70,14 @@ def test_decisions_are_those_of_plain_numpy_image_by_image(bundles, era, dtype, 
         st.lists(st.integers(0, 2**32), min_size=1, max_size=11), min_size=1, max_size=4
     ),
     bars=st.tuples(*[st.floats(0, 1)] * 3),
+    dtype=st.sampled_from(["float32", UNET]),
     era=st.sampled_from(ERAS),
     use_graphs=st.booleans(),
 )
-@example(batches=[list(range(8)), [3], list(range(8))], bars=MIXED, era="10", use_graphs=True)
-def test_any_images_leave_in_any_pattern(bundles, batches, bars, era, use_graphs):
-    bundle = bundles(era=era)
+@example([list(range(8)), [3], list(range(8))], MIXED, "float32", "10", True)
+@example([list(range(8)), [3], list(range(8))], MIXED, UNET, "10", True)
+def test_any_images_leave_in_any_pattern(bundles, batches, bars, dtype, era, use_graphs):
+    bundle = bundles(dtype, era=era)
     with opened(bundle, era=era, use_graphs=use_graphs) as (backend, _):
         dispatcher = Dispatcher(bundle, backend, thresholds=bars)
         for seeds in batches:
@@ -84,23 +92,23 @@ def test_any_images_leave_in_any_pattern(bundles, batches, bars, era, use_graphs
 @given(data=st.data())
 def test_survivors_in_any_pattern_keep_their_states_gates_and_logits(bundles, data):
     """The backend alone, with leave patterns that no gate would give."""
-    bundle = bundles()
+    bundle = bundles(data.draw(st.sampled_from(["float32", UNET])))
     manifest, images = read_manifest(bundle), sample_images(8, data.draw(st.integers(0, 99)))
     with opened(bundle) as (backend, _):
         backend.load(images)
-        x = images
+        values = {"image": images}
         for number, segment in enumerate(manifest.segments):
             gates = backend.run(number)
-            values = segment_values(number, {s.name: s.shape for s in segment.outputs}, x)
+            values.update(given_by(number, segment, values))
             np.testing.assert_array_equal(backend.logits(), values["logits"].astype(np.float32))
             if gates is None:
                 break
             np.testing.assert_array_equal(gates, values["gate"].astype(np.float32))
-            stays = data.draw(st.sets(st.integers(0, len(x) - 1), min_size=1))
+            stays = data.draw(st.sets(st.integers(0, len(gates) - 1), min_size=1))
             rows = np.array(sorted(stays))
-            if len(rows) < len(x):
+            if len(rows) < len(gates):
                 backend.keep(rows)
-            x = values["hidden"][rows]
+            values = {name: content[rows] for name, content in values.items()}
 
 
 def test_logits_are_still_those_of_the_batch_after_keep(bundles):
@@ -128,6 +136,53 @@ def test_compaction_copies_as_little_as_can_be(bundles, stays, copies):
         before = device.count("cudaMemcpyAsync")
         backend.keep(np.array(stays))
         assert device.count("cudaMemcpyAsync") - before == copies
+
+
+def test_compaction_moves_every_tensor_that_lives_and_no_other(bundles):
+    """Behind segment 1 the image, hidden 0, 2 and 3 live; behind segment 2 hidden 3 and 4."""
+    with opened(bundles(UNET)) as (backend, device):
+        backend.load(sample_images(8))
+        for segment, copies in ((0, 3), (1, 4), (2, 2)):
+            backend.run(segment)
+            before = device.count("cudaMemcpyAsync")
+            backend.keep(np.arange(1, 8 - segment))  # one row moves
+            assert device.count("cudaMemcpyAsync") - before == copies
+
+
+def test_tensors_that_never_live_at_once_share_memory(bundles):
+    """A chain needs two places, however long; three cross the U-Net's widest cut at a time."""
+    with opened(bundles()) as (_, device):
+        chain = device.count("cudaMalloc")
+    with opened(bundles(exits=2)) as (_, device):
+        assert device.count("cudaMalloc") == chain
+    with opened(bundles(UNET)) as (_, device):
+        assert device.count("cudaMalloc") == chain + 2
+
+
+def test_a_bundle_of_format_1_decides_as_it_did(tmp_path):
+    """Its files have `hidden_in` and `hidden` for whatever crosses."""
+    bundle = write_bundle(tmp_path / "new")
+    manifest = read_manifest(bundle)
+    value = manifest.to_dict()
+    value["format"] = "compress.bundle/1"
+    for i, part in enumerate(value["segments"]):
+        del part["at"]
+        part["blocks"] = [i, i + 1]
+        for spec in part["inputs"]:
+            spec["name"] = "hidden_in" if i else "image"
+        for spec in part["outputs"]:
+            spec["name"] = "hidden" if spec["name"].startswith("hidden") else spec["name"]
+    (bundle / MANIFEST).write_text(json.dumps(value))
+    images = sample_images(40)
+    expected = decided(tmp_path / "new", images)
+    old = read_manifest(bundle)
+    engines = [engine_value(i, part, old.batch) for i, part in enumerate(old.segments)]
+    assert [spec[1] for spec in engines[1]["tensors"]] == ["hidden_in", "hidden", "logits", "gate"]
+    write_engine_files(bundle, old, engines)
+    with opened(bundle) as (backend, _):
+        done = Dispatcher(bundle, backend).run(images)
+    np.testing.assert_array_equal(done.exits, expected[1])
+    np.testing.assert_array_equal(done.logits, expected[0])
 
 
 def test_the_host_waits_once_per_segment_and_nowhere_else(bundles):
@@ -211,8 +266,8 @@ def test_images_may_be_loaded_before_the_last_ones_have_travelled(bundles):
         backend.load(sample_images(8, seed=1))
         backend.load(sample_images(3, seed=2))
         gates = backend.run(0)
-        outputs = {spec.name: spec.shape for spec in read_manifest(bundle).segments[0].outputs}
-        expected = segment_values(0, outputs, sample_images(3, seed=2))["gate"]
+        first = read_manifest(bundle).segments[0]
+        expected = given_by(0, first, {"image": sample_images(3, seed=2)})["gate"]
         np.testing.assert_array_equal(gates, expected.astype(np.float32))
 
 
@@ -304,7 +359,7 @@ def test_a_failure_of_any_single_cuda_call_leaves_nothing_behind(bundles):
     ("refuses", "words"),
     [
         pytest.param(("context", 2), "no context for segment 2", id="a context"),
-        pytest.param(("address", "hidden"), "address of hidden of segment 0", id="an address"),
+        pytest.param(("address", "hidden_0"), "address of hidden_0 of segment 0", id="an address"),
         pytest.param(("execute", 3), "to run of segment 3", id="to run"),
     ],
 )

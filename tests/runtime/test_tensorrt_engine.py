@@ -103,7 +103,7 @@ def _one_less(engines):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        pytest.param(_set(0, 1, "x"), "takes x .*expected.* takes hidden_in", id="name of input"),
+        pytest.param(_set(0, 1, "x"), "takes x .*expected.* takes hidden_0", id="name of input"),
         pytest.param(_set(3, 1, "score"), "gives score .*expected.* gate", id="name of output"),
         pytest.param(_set(0, 2, "float16"), "float16", id="type of input"),
         pytest.param(_set(2, 2, "int8"), "INT8", id="type of output"),

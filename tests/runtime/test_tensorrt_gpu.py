@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -60,18 +59,19 @@ def _real_bundle(folder, batch):
     """Write a bundle of two segments, each two matrix products."""
     onnx = pytest.importorskip("onnx")
     folder.mkdir()
-    parts, carried = [], IMAGE
+    parts, taken = [], IMAGE
+    hidden = TensorSpec("hidden_0", "float32", (8,))
     for i in range(2):
-        hidden = TensorSpec("hidden", "float32", (8,))
         logits = TensorSpec("logits", "float32", (CLASSES,))
         gate = TensorSpec("gate", "float32", ())
         outputs = (logits,) if i else (hidden, logits, gate)
-        model = _two_products(onnx, i, carried, outputs, batch)
+        model = _two_products(onnx, i, taken, outputs, batch)
         path = folder / f"segment_{i}.onnx"
         onnx.save(model, path)
         digest, bar = hashlib.sha256(path.read_bytes()).hexdigest(), None if i else 0.5
-        parts.append(Segment(path.name, digest, (i, i + 1), 1, bar, (carried,), outputs))
-        carried = replace(hidden, name="hidden_in")
+        at = None if i else "product"
+        parts.append(Segment(path.name, digest, at, 1, bar, (taken,), outputs))
+        taken = hidden
     classes = tuple("abcd")
     write_manifest(Manifest("real", classes, None, batch, "tensorrt10", 17, tuple(parts)), folder)
     return folder
@@ -90,15 +90,16 @@ def _weights(number, taken):
 
 def _two_products(onnx, number, taken, outputs, batch):
     helper, rows = onnx.helper, 1 if batch == (1, 1) else "B"
+    state = "state" if number else "hidden_0"
     nodes = [
         helper.make_node("Reshape", [taken.name, "flat_shape"], ["flat"]),
         helper.make_node("MatMul", ["flat", "w"], ["product"]),
-        helper.make_node("Tanh", ["product"], ["hidden"]),
-        helper.make_node("MatMul", ["hidden", "head"], ["logits"]),
+        helper.make_node("Tanh", ["product"], [state]),
+        helper.make_node("MatMul", [state, "head"], ["logits"]),
     ]
     if number == 0:
         nodes += [
-            helper.make_node("MatMul", ["hidden", "sharp"], ["score"]),
+            helper.make_node("MatMul", [state, "sharp"], ["score"]),
             helper.make_node("Sigmoid", ["score"], ["column"]),
             helper.make_node("Reshape", ["column", "rows"], ["gate"]),
         ]

@@ -81,10 +81,10 @@ class Graph:
 def write_bundle(bundle: Path, dtype: str = "float32", batch=(1, 4), extra: str = "") -> Manifest:
     """Write a bundle of two segments; `extra` is an operator to put between them."""
     bundle.mkdir(parents=True, exist_ok=True)
-    hidden = TensorSpec("hidden", dtype, (TOKENS, WIDTH))
+    hidden = TensorSpec("hidden_0", dtype, (TOKENS, WIDTH))
     first, last = Graph(dtype), Graph(dtype)
-    first.gate(first.head(first.block(first.patches(), name="hidden")))
-    last.head(last.block(last.add(extra, "hidden") if extra else "hidden"))
+    first.gate(first.head(first.block(first.patches(), name="hidden_0")))
+    last.head(last.block(last.add(extra, "hidden_0") if extra else "hidden_0"))
     segments = []
     for place, (graph, inputs, outputs) in enumerate(
         [(first, (IMAGE,), (hidden, LOGITS, GATE)), (last, (hidden,), (LOGITS,))]
@@ -95,7 +95,7 @@ def write_bundle(bundle: Path, dtype: str = "float32", batch=(1, 4), extra: str 
             Segment(
                 file=f"segment_{place}.onnx",
                 sha256=hashlib.sha256(content).hexdigest(),
-                blocks=(place, place + 1),
+                at=None if graph is last else "block",
                 macs=1000,
                 threshold=None if graph is last else 0.5,
                 inputs=inputs,

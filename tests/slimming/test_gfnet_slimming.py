@@ -11,9 +11,9 @@ import compress
 from compress.errors import UserInputError
 from compress.measure.exit_macs import macs_per_exit
 from compress.models import infer
-from compress.models.early_exit import GFNetDynn
 from compress.models.frequency_scale import with_frequency_scale
 from compress.models.gfnet import GFNet
+from compress.models.gfnet_dynn import GFNetDynn
 from compress.models.global_filter import with_matrix_filters
 from compress.models.hidden_scale import with_hidden_scale
 from compress.slim import main

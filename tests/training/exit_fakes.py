@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from compress.models.early_exit import GFNetDynn
+from compress.models.gfnet_dynn import GFNetDynn
 from compress.training.exit_config import ExitTrainingConfig
 from compress.training.exit_training import ExitTrainingResult, train_exits
 from tests.training.fakes import CLASSES, SIDE, FakeData, FakeSplit

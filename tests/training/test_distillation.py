@@ -18,9 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 import compress
 from compress.data.image_data import Preprocessing
 from compress.errors import UserInputError
-from compress.models.early_exit import GFNetDynn
 from compress.models.factory import call_factory
 from compress.models.gfnet import GFNet
+from compress.models.gfnet_dynn import GFNetDynn
 from compress.models.vgg import VGG
 from compress.opened import Opening, open_checkpoint
 from compress.training.batches import Batch

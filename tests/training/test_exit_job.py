@@ -10,8 +10,8 @@ from compress.checkpoint import save
 from compress.errors import UnsupportedModelError, UserInputError
 from compress.measure.accuracy import evaluate_accuracy
 from compress.models import build
-from compress.models.early_exit import GFNetDynn
 from compress.models.gfnet import GFNet
+from compress.models.gfnet_dynn import GFNetDynn
 from compress.training.exit_job import THRESHOLDS, ExitJob, ExitReport, train_exits_checkpoint
 from compress.training.exit_outcomes import exit_outcomes, exits_taken, threshold_sweep
 from tests.training.exit_fakes import exit_config, exit_data, tiny_dynn

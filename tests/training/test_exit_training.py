@@ -9,11 +9,11 @@ from torch import Tensor
 
 import compress
 from compress.errors import UserInputError
-from compress.models.early_exit import GFNetDynn
+from compress.models.gfnet_dynn import GFNetDynn
 from compress.training.exit_costs import exit_costs
 from compress.training.exit_outcomes import exit_metrics, exit_outcomes
 from tests.training.exit_fakes import exit_data, tiny_dynn, train
-from tests.training.fakes import FakeAugment, same_weights
+from tests.training.fakes import SIDE, FakeAugment, same_weights
 
 NO_CACHE = {"cache_features": False}
 
@@ -51,7 +51,8 @@ def test_heads_and_gates_learn_and_the_backbone_rests(
 
 def exit_metrics_of(model: GFNetDynn, data: Any, split: str = "validation") -> dict[str, float]:
     outcomes = exit_outcomes(model, data.splits[split], data.normalize, batch_size=12)
-    return exit_metrics(outcomes, exit_costs(model), threshold=0.5, cost_lambda=0.5)
+    costs = exit_costs(model, (3, SIDE, SIDE))
+    return exit_metrics(outcomes, costs, threshold=0.5, cost_lambda=0.5)
 
 
 def test_what_a_run_writes(tmp_path: Path) -> None:

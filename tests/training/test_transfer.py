@@ -6,9 +6,9 @@ from torch import nn
 
 from compress.errors import UnsupportedModelError, UserInputError
 from compress.models import build
-from compress.models.early_exit import GFNetDynn
 from compress.models.factory import call_factory
 from compress.models.gfnet import GFNet
+from compress.models.gfnet_dynn import GFNetDynn
 from compress.models.gfnet_resize import resized
 from compress.models.published import PUBLISHED
 from compress.models.vgg import VGG

@@ -30,8 +30,9 @@ from compress.export.onnx_file import onnx_session
 from compress.export.quantise import quantised
 from compress.measure.latency import Subject, measure_latency
 from compress.measure.versions import hardware
-from compress.models.early_exit import Gate, GFNetDynn, with_exits
+from compress.models.gate import Gate
 from compress.models.gfnet import gfnet
+from compress.models.gfnet_dynn import GFNetDynn, gfnet_with_exits
 from compress.runtime.dispatcher import Dispatcher
 
 EXITS = (7, 8, 9)
@@ -81,7 +82,7 @@ class WholeChain(nn.Module):
 def network() -> GFNetDynn:
     """A full-size network whose gates differ from image to image."""
     torch.manual_seed(0)
-    model = with_exits(gfnet("gfnet_12_384", num_classes=45), EXITS).eval()
+    model = gfnet_with_exits(gfnet("gfnet_12_384", num_classes=45), EXITS).eval()
     with torch.no_grad():
         for head in (*model.intermediate_heads, model.head):
             head.weight.mul_(20)
@@ -262,7 +263,7 @@ def _ideal_ms(exits: NDArray[np.int64], parts: Sequence[tuple[int, int, float]])
 def measure_memory(folder: Path) -> None:
     """Growth of the resident memory over many dispatches of a small network."""
     torch.manual_seed(0)
-    small = with_exits(
+    small = gfnet_with_exits(
         gfnet("gfnet_12_192", num_classes=10, image_size=32, patch_size=4, depth=4), [0, 1, 2]
     ).eval()
     images, _ = noise((3, 32, 32), count=64)

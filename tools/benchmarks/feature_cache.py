@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from compress.measure.versions import hardware
-from compress.models.early_exit import GFNetDynn, with_exits
 from compress.models.gfnet import GFNET_VARIANTS, gfnet
+from compress.models.gfnet_dynn import GFNetDynn, gfnet_with_exits
 from compress.training.exit_config import ExitTrainingConfig
 from compress.training.exit_training import train_exits
 from compress.training.feature_cache import cached_features
@@ -84,7 +84,7 @@ def main() -> None:
     data = RandomData(splits=splits)
     torch.manual_seed(0)
     network = gfnet(args.network, num_classes=CLASSES, image_size=SIDE)
-    model = with_exits(network.eval(), args.exits)
+    model = gfnet_with_exits(network.eval(), args.exits)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         cached_features(model, data, Path(folder) / "features")
@@ -114,7 +114,7 @@ def _epoch_seconds(
         cache_features=cached,
     )
     run_dir = folder / ("cached" if cached else "through")
-    twin = with_exits(model, model.config["exits"])
+    twin = gfnet_with_exits(model, model.config["exits"])
     cache = folder / "features"
     result = train_exits(twin, data, config, run_dir, cache_dir=cache)
     return statistics.median(record["time_s"] for record in result.main.history[1:])

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 import compress
-from compress.models.early_exit import GFNetDynn
 from compress.models.gfnet import GFNet
+from compress.models.gfnet_dynn import GFNetDynn
 from compress.models.vgg import VGG
 from tools.fuzzing.kind import Kind
 from tools.fuzzing.mutations import damage_bytes, damage_file, mutate_json

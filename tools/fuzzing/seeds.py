@@ -12,7 +12,7 @@ import torch
 
 import compress
 from compress import dispatch, evaluate, export_trt, plan_exits
-from compress.models.early_exit import GFNetDynn
+from compress.models.gfnet_dynn import GFNetDynn
 from tools.fuzzing import bundles, checkpoints, images, tables
 from tools.fuzzing.kind import Kind
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 import compress
 from compress.errors import UnsupportedModelError, UserInputError
 from compress.models import infer
-from compress.models.early_exit import Gate, GFNetDynn, gate_features, with_exits
+from compress.models.gate import Gate, gate_features
 from compress.models.gfnet import GFNET_VARIANTS, GFNet
+from compress.models.gfnet_dynn import GFNetDynn, gfnet_with_exits
 from compress.runtime.thresholds import check_thresholds
 from tests.models import published_gfnet as published
 
@@ -211,9 +212,10 @@ def test_a_gate_trains_without_touching_the_head() -> None:
 def test_cached_features_give_the_same_logits(distilled: bool) -> None:
     model = with_random_gates([0, 2], distilled=distilled)
     image = torch.randn(2, 3, 16, 16)
-    features = model.pooled_features(image)
-    assert features.shape == ((2, 3, 2, 8) if distilled else (2, 3, 8))
-    for got, expected in zip(model.from_features(features), model.forward_all(image), strict=True):
+    inputs = model.head_inputs(image)
+    assert [each.shape for each in inputs] == [(2, 2, 8) if distilled else (2, 8)] * 3
+    cached = model.from_head_inputs(inputs)
+    for got, expected in zip(cached, model.forward_all(image), strict=True):
         torch.testing.assert_close(got, expected)
 
 
@@ -228,9 +230,9 @@ def test_one_head_on_a_distilled_network_reads_the_mean_token() -> None:
 def test_exits_can_be_added_chosen_and_keep_their_weights() -> None:
     backbone = GFNet(**TINY).eval()
     image = torch.randn(2, 3, 16, 16)
-    grown = with_exits(backbone, [0, 1, 2])
+    grown = gfnet_with_exits(backbone, [0, 1, 2])
     assert torch.equal(grown(image), backbone(image))
-    chosen = with_exits(grown, [2, 1][::-1])
+    chosen = gfnet_with_exits(grown, [2, 1][::-1])
     logits, gates = grown.forward_all(image)
     fewer_logits, fewer_gates = chosen.forward_all(image)
     torch.testing.assert_close(fewer_logits, logits[:, 1:])
