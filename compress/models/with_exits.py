@@ -17,7 +17,7 @@ from compress.errors import UserInputError
 from compress.models.exit_spelling import Position, check_order, path_of, spelled
 from compress.runtime.thresholds import check_thresholds
 
-__all__ = ["WithExits", "depth_of"]
+__all__ = ["WithExits", "checked_bars", "depth_of", "everything", "numbers_of"]
 
 GATES = "gates"
 
@@ -148,6 +148,11 @@ def depth_of(model: nn.Module) -> int:
     except ValueError:  # exits at other places too, or in another order
         return 0
     return len(blocks)
+
+
+def everything(network: nn.Module, image: Tensor) -> Any:
+    """Return all that a network can say of images (B, C, H, W), its exits included."""
+    return network.every_exit(image) if isinstance(network, WithExits) else network(image)
 
 
 def checked_bars(
