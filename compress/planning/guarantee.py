@@ -264,7 +264,7 @@ def uniform_testing(
         for value in sorted(set(map(float, values)), reverse=True)
     ]
     harmful = ~harmless(table, risk.loss)
-    losing = [(firing(table, one) & harmful).any(axis=1) for one in candidates]
+    losing = [np.any(firing(table, one) & harmful, axis=1) for one in candidates]
     return _tested(risk, candidates, losing, np.arange(len(table)))
 
 
