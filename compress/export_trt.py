@@ -42,7 +42,8 @@ def _parser() -> argparse.ArgumentParser:
     add("checkpoint", type=Path, nargs="?", help=words)
     words = "one segment up to each exit, with its head and gate inside"
     add("--split-exits", action="store_true", help=words)
-    add("--exits", metavar="AT", help="exits that are exported, such as 7,8,9 or layer2.4 (all)")
+    words = "exits that are exported, by blocks or modules: 7,8,9 or layer1.8,layer2.4 (all)"
+    add("--exits", metavar="POSITIONS", help=words)
     words = "leave where gate >= T; or one for each exit, such as 0.8,0.7,0.9"
     add("--thresholds", metavar="T", help=words)
     add("--plan", type=Path, metavar="FILE", help="plan.json that names exits and thresholds")
