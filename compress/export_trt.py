@@ -14,6 +14,7 @@ from compress.cli import (
     run_door,
 )
 from compress.door_options import add_data, add_opening, cache_of, opening_of
+from compress.files import check_readable
 
 __all__ = ["main"]
 
@@ -68,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _work(options: argparse.Namespace) -> int:
+    if options.checkpoint is not None:
+        check_readable(options.checkpoint, "checkpoint")
     exits = parse_positions(options.exits, "--exits")
     thresholds = parse_numbers(options.thresholds, "--thresholds", float)
     from compress.export.export_job import (

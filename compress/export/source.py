@@ -67,9 +67,8 @@ class ExportSource:
     @property
     def exit_paths(self) -> tuple[str, ...]:
         """The module behind which each of the exported exits stands; none for the whole network."""
-        if isinstance(self.model, WithExits) and self.thresholds:
-            return self.model.exit_paths
-        return ()
+        model = self.model
+        return model.exit_paths if isinstance(model, WithExits) and self.thresholds else ()
 
 
 def open_export(

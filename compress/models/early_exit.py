@@ -34,7 +34,7 @@ class EarlyExitNetwork(WithExits):
     Args:
         backbone: the network; its own logits are the final head's. It is taken over, not copied.
         exits: for each exit "at", the path of its module, and what `ExitHead` takes: "head",
-            "channels", "dims"; in the order in which they run.
+            "channels", "dims" and, where slimming cut it, "inner"; in the order in which they run.
         num_classes: K, at least 2.
 
     Raises:
@@ -58,6 +58,7 @@ class EarlyExitNetwork(WithExits):
                 channels=each["channels"],
                 dims=each["dims"],
                 num_classes=num_classes,
+                inner=each.get("inner"),
             )
             for each in exits
         )

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import UnsupportedModelError, UserInputError
-from compress.models.exit_kinds import check_head_kind
+from compress.head_kinds import check_head_kind
 from compress.models.gfnet_block import MeanTokens
 
 __all__ = ["ExitHead", "tap_channels"]
@@ -35,12 +35,15 @@ class ExitHead(nn.Module):
         channels: of the map (B, C, H, W), of each token (B, N, C), or of a vector (B, C).
         dims: of what the module gives, batch included: 4, 3 or 2.
         num_classes: K.
+        inner: channels between the two convolutions of "conv"; None is the number of its kind.
 
     Raises:
         UserInputError: the kind is not known, or wants a map and there is none.
     """
 
-    def __init__(self, kind: str, *, channels: int, dims: int, num_classes: int) -> None:
+    def __init__(
+        self, kind: str, *, channels: int, dims: int, num_classes: int, inner: int | None = None
+    ) -> None:
         super().__init__()
         check_head_kind(kind)
         self.kind, self.dims = kind, dims
@@ -54,7 +57,8 @@ class ExitHead(nn.Module):
         layers: list[nn.Module] = []
         if name == "conv":
             width = int(number)
-            self.see = nn.Sequential(*_separable(channels, width), *_separable(width, width))
+            between = width if inner is None else inner
+            self.see = nn.Sequential(*_separable(channels, between), *_separable(between, width))
             channels = width
         pooled = 2 * channels if dims == MAP else channels
         if name == "hidden":
@@ -92,6 +96,11 @@ class ExitHead(nn.Module):
         if self.reads_map:
             layers = [layer for layer in self.modules() if isinstance(layer, nn.Conv2d)]
             kind, channels = f"conv:{layers[-1].out_channels}", layers[0].in_channels
+            if layers[1].out_channels != layers[-1].out_channels:  # slimming cut them apart
+                return {
+                    "head": kind, "channels": channels, "dims": self.dims,
+                    "inner": layers[1].out_channels,
+                }  # fmt: skip
         else:
             linear = [layer for layer in self.modules() if isinstance(layer, nn.Linear)]
             kind = f"hidden:{linear[0].out_features}" if name == "hidden" else name

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from compress.errors import UnsupportedModelError
 from compress.models.outputs import float_outputs
+from compress.models.with_exits import everything
 
 __all__ = ["relative_error"]
 
@@ -32,7 +33,9 @@ def relative_error(
     differences: dict[str, float] = {}
     sizes: dict[str, float] = {}
     for batch in [images] if isinstance(images, Tensor) else images:
-        wanted, given = (float_outputs(network(batch)) for network in (reference, model))
+        wanted, given = (
+            float_outputs(everything(network, batch)) for network in (reference, model)
+        )
         _check_same(wanted, given)
         for name, tensor in wanted.items():
             change = (given[name].double() - tensor).square().sum().item()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from compress.models.with_exits import everything
 from compress.slimming.reestimate import norms
 
 __all__ = ["norms_behind"]
@@ -56,7 +57,7 @@ def norms_behind(network: nn.Module, image: Tensor) -> dict[str, str]:
         hooks.append(norm.register_forward_hook(_entering(seen, None)))
     try:
         with seen:
-            network(image)
+            everything(network, image)
     finally:
         for hook in hooks:
             hook.remove()

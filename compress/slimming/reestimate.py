@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from compress.models.with_exits import everything
+
 __all__ = ["Moments", "Statistics", "blend_", "norms", "reestimate_", "statistics"]
 
 Norm = nn.modules.batchnorm._BatchNorm
@@ -98,7 +100,7 @@ def reestimate_(network: nn.Module, batches: Iterable[Tensor]) -> None:
     ]
     try:
         for batch in batches:
-            network(batch)
+            everything(network, batch)
     finally:
         for hook in hooks:
             hook.remove()

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress.models.with_exits import everything
 from compress.slimming.layer_samples import (
     SampledLayer,
     fan_in,
@@ -87,7 +88,7 @@ def images_within(network: nn.Module, image: Tensor, mebibytes: int) -> int:
     hooks = [layer.register_forward_hook(look) for layer in network.modules()]
     try:
         with torch.inference_mode():
-            network(image)
+            everything(network, image)
     finally:
         for hook in hooks:
             hook.remove()
@@ -130,7 +131,7 @@ def repair_(
     hooks = [fits[name].register_forward_pre_hook(fit(name)) for name in wanted]
     hooks += [norm.register_forward_pre_hook(_refresh_) for norm in norms(slim).values()]
     try:
-        slim(images)
+        everything(slim, images)
     finally:
         for hook in hooks:
             hook.remove()

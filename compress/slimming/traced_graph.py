@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from compress.errors import CompressError, UnsupportedModelError
 from compress.models.outputs import float_outputs
+from compress.models.with_exits import everything
 from compress.slimming.traced_layers import LayerFollower, Reader
 
 __all__ = ["ChannelGraph", "cuttable_layers", "trace", "training_form_"]
@@ -98,7 +99,7 @@ def _run(network: nn.Module, example: Tensor, layers: LayerFollower) -> None:
             layers.image(image)
             dispatched = _Operations(layers)
             with _running(network, layers), dispatched, _LayerCalls(layers, dispatched):
-                output = network(image)
+                output = everything(network, image)
             for tensor in float_outputs(output).values():
                 layers.output(tensor)
     except CompressError:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from compress.errors import UnsupportedModelError
 from compress.models.outputs import float_outputs
+from compress.models.with_exits import everything
 from compress.optional import require
 from compress.slimming.traced_graph import training_form_
 from compress.slimming.traced_layers import has_gamma
@@ -99,7 +100,7 @@ def _change(masked: nn.Module, removed: Removed, images: Sequence[Tensor]) -> fl
     for image in images:
         for inputs in hidden:
             inputs.next_image()
-        wanted.append(float_outputs(masked(image)))
+        wanted.append(float_outputs(everything(masked, image)))
     for hook in hooks:
         hook.remove()
     if not all(t.isfinite().all() for outputs in wanted for t in outputs.values()):
@@ -115,7 +116,7 @@ def _change(masked: nn.Module, removed: Removed, images: Sequence[Tensor]) -> fl
 def _run(network: nn.Module, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
     try:
         with torch.no_grad():
-            return [float_outputs(network(image)) for image in images]
+            return [float_outputs(everything(network, image)) for image in images]
     except Exception as err:  # whatever the forward of a wrongly cut network raises
         told = str(err).splitlines() or [""]
         raise InexactCutError(f"without them it fails ({type(err).__name__}: {told[0]})") from err

@@ -116,7 +116,7 @@ def test_a_bundle_is_exported_from_the_plan_and_decides_by_it(checkpoint, digits
         )
     )
     manifest = read_manifest(tmp_path / "b")
-    assert [s.blocks[1] - 1 for s in manifest.segments[:-1]] == list(plan.exits)
+    assert [s.at for s in manifest.segments] == [*(f"blocks.{n}" for n in plan.exits), None]
     assert manifest.thresholds == list(plan.thresholds)
     assert manifest.provenance["plan"]["exits"] == list(plan.exits)
     assert manifest.provenance["plan"]["source"]["split"] == "calibration"
