@@ -231,7 +231,8 @@ def test_truth_values_cross():
     assert [t.dtype for t in first.gives] == ["bool"]
 
 
-def test_the_number_of_images_is_asked_of_what_crosses():
+@pytest.mark.parametrize("free", [True, False])
+def test_the_number_of_images_is_asked_of_what_crosses(free):
     """Else the image would be kept for its shape alone, and the shape itself has no rows."""
     whole = small(
         node("Shape", "image", "count", start=0, end=1),
@@ -241,6 +242,7 @@ def test_the_number_of_images_is_asked_of_what_crosses():
         node("Relu", "flat", "a"),
         node("Expand", "token wanted", "tokens"),
         node("Mul", "flat tokens", "b"),
+        free=free,
         width=np.array([WIDTH]),
         token=np.arange(WIDTH, dtype=np.float32)[None],
     )
@@ -248,6 +250,21 @@ def test_the_number_of_images_is_asked_of_what_crosses():
     assert [t.name for t in last.takes] == ["hidden_0"]
     assert kinds_of([last]) == [["Shape", "Concat", "Expand", "Mul"]]
     assert len(first.gives) == 1
+
+
+def test_what_crosses_is_numbered_by_the_segments_that_make_it():
+    """Whatever the order of the graph, which may hold what a later segment makes first."""
+    whole = small(
+        node("Exp", "image", "late"),
+        node("Abs", "image", "early"),
+        node("Relu", "early", "a"),
+        node("Neg", "late", "b"),
+        node("Add", "early late", "c"),
+        outputs="a b c",
+    )
+    segments = cut_small(whole, [{"a": "logits"}, {"b": "logits"}, {"c": "logits"}])
+    assert kinds_of(segments) == [["Abs", "Relu"], ["Exp", "Neg"], ["Add"]]
+    assert [[t.name for t in s.gives] for s in segments] == [["hidden_0"], ["hidden_1"], []]
 
 
 def test_a_value_that_is_a_result_and_is_read_later_is_given_twice():
