@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from compress.data.image_data import Split
 from compress.errors import CompressError, UserInputError
-from compress.exits.positions import check_order
 from compress.exits.replay import ReplayTable, Source, decide
-from compress.models.exit_spelling import Position, spelled
+from compress.models.exit_spelling import Position, check_order, spelled
 from compress.progress import progress_bar
 from compress.runtime.backend import Backend
 from compress.runtime.backends import open_backend

@@ -41,6 +41,7 @@ from compress.training.exit_job import ExitJob, train_exits_checkpoint
 from compress.training.job import FinetuneJob, finetune_checkpoint
 from tools.benchmarks.cifar10_resnet import Notes, correct, counted, first, unpacked
 
+NETWORKS = ("slim", "whole")
 BASE = "resnet56-4bfd9763"
 AT = "auto:4"
 CHUNK = 100  # images that are dispatched at a time, one by one
@@ -96,13 +97,18 @@ class Bench:
     seconds: float
 
 
-def networks(bench: Bench) -> dict[str, Path]:
+def networks(bench: Bench, chosen: Sequence[str]) -> dict[str, Path]:
     """Return the fine-tuned networks that get exits, by name."""
-    whole = bench.folder / f"{BASE}.pth"
-    tuned = bench.folder / f"{BASE}.tuned"
-    bench.notes.get("tuned", partial(_finetune, whole, tuned, bench.spec))
-    slim = bench.folder / f"{BASE}.slim-0.4.finetuned"
-    return {"ResNet-56": tuned / "best.pth", "ResNet-56, 0.4 removed": slim / "best.pth"}
+    found = {}
+    if "slim" in chosen:
+        slim = bench.folder / f"{BASE}.slim-0.4.finetuned"
+        found["ResNet-56, 0.4 removed"] = slim / "best.pth"
+    if "whole" in chosen:
+        tuned = bench.folder / f"{BASE}.tuned"
+        whole = bench.folder / f"{BASE}.pth"
+        bench.notes.get("tuned", partial(_finetune, whole, tuned, bench.spec))
+        found["ResNet-56"] = tuned / "best.pth"
+    return found
 
 
 def _finetune(checkpoint: Path, folder: Path, spec: str) -> str:
@@ -119,20 +125,19 @@ def trained(bench: Bench, name: str, checkpoint: Path, way: str) -> Path:
     """Return a network with exits, trained in one of the ways."""
     given = WAYS[way]
     folder = bench.folder / f"{checkpoint.parent.name}.{way}"
-    settings = {
-        "epochs": given.epochs,
-        "head_warmup_epochs": 0 if given.joint else 12,
-        "batch_size": 128,
-        "lr": 0.01,
-        "distillation_alpha": 0.5,
-        "regime": "mixed" if given.joint else "frozen",
-    }
+    config = ExitTrainingConfig(
+        epochs=given.epochs,
+        head_warmup_epochs=0 if given.joint else 12,
+        batch_size=128,
+        distillation_alpha=0.5,
+        regime="mixed" if given.joint else "frozen",
+    )
     job = ExitJob(
         checkpoint=checkpoint,
         data=bench.spec,
         exits=AT,
         head=given.head,
-        config=ExitTrainingConfig(**settings),
+        config=config,
         augment=("flip", "crop") if given.joint else None,
         output=folder,
         cache_dir=bench.folder / "features",
@@ -258,10 +263,10 @@ def latencies(bench: Bench, bundles: dict[str, str], whole: dict[str, Path]) -> 
     return {name: time.median_ms / len(arrays) for name, time in times.items()}
 
 
-def measure(bench: Bench) -> dict[str, Any]:
+def measure(bench: Bench, chosen: Sequence[str]) -> dict[str, Any]:
     """Measure what is not noted yet."""
     rows, bundles, ways = [], {}, {}
-    made = networks(bench)
+    made = networks(bench, chosen)
     for name, checkpoint in made.items():
         found = bench.notes.get(f"{name} ways", partial(compare_ways, bench, name, checkpoint))
         ways[name] = found
@@ -339,12 +344,14 @@ def main() -> None:
     add("--data", type=Path, help="folder with train/ and test/ (unpacked into the folder)")
     add("-o", "--output", type=Path, default=Path("runs/cifar10_resnet"), help="folder")
     add("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="of training to compare")
+    words = "networks to give exits: the fine-tuned one, or the slimmed and fine-tuned one"
+    add("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help=words)
     add("--images", type=int, default=200, help="of the test split to time on")
     add("--seconds", type=float, default=60.0, help="of timing")
     args = parser.parse_args()
     spec = f"folder:{args.data or unpacked(args.output)}"
     opened = open_checkpoint(args.output / f"{BASE}.pth")
-    settings = {"data": spec, "ways": args.ways, "images": args.images}
+    settings = {"data": spec, "images": args.images}
     bench = Bench(
         folder=args.output,
         data=opened.data(spec),
@@ -354,7 +361,7 @@ def main() -> None:
         images=args.images,
         seconds=args.seconds,
     )
-    print(tables(measure(bench)))
+    print(tables(measure(bench, args.networks)))
 
 
 if __name__ == "__main__":
