@@ -11,6 +11,7 @@ is the final head. Names in the state_dict are the published ones: `intermediate
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -224,7 +225,8 @@ def gfnet_with_exits(
     if exit_dist_heads is None:
         exit_dist_heads = model.config.get("exit_dist_heads")
     config = {**model.config, "exits": exits, "exit_dist_heads": exit_dist_heads}
-    twin = GFNetDynn(**config)
+    with torch.device("meta") if model.pos_embed.is_meta else nullcontext():
+        twin = GFNetDynn(**config)
     state = twin.state_dict()
     for name, tensor in model.state_dict().items():
         part, _, rest = name.partition(".")
