@@ -10,6 +10,7 @@ from compress.cli import (
     add_common_options,
     one_or_each,
     parse_numbers,
+    parse_positions,
     print_json,
     run_door,
 )
@@ -71,8 +72,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--in-sample", action="store_true", help=words)
     words = "costs or profile measured on a device, such as jetson_log_ucm (multiply-adds)"
     add("--costs", type=Path, metavar="FILE", help=words)
-    words = "exits and threshold that somebody chose, such as 7,8,9:0.8, to lay beside"
-    add("--hand-made", metavar="BLOCKS:T", help=words)
+    words = (
+        "exits and threshold that somebody chose, such as 7,8:0.8 or layer2.4:0.9, to lay beside"
+    )
+    add("--hand-made", metavar="WHERE:T", help=words)
     add("--front", action="store_true", help="print the whole front")
     add("--device", default="cpu", help="such as cpu or cuda")
     add("--seed", type=int, default=0, help="of the split of the data, and of its halves")
@@ -161,14 +164,14 @@ def _recalibrate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _hand_made(text: str | None) -> tuple[tuple[int, ...], float | tuple[float, ...]] | None:
+def _hand_made(text: str | None) -> tuple[tuple[int | str, ...], float | tuple[float, ...]] | None:
     if text is None:
         return None
-    blocks, _, bars = text.partition(":")
-    exits = parse_numbers(blocks, "--hand-made", int)
+    where, _, bars = text.partition(":")
+    exits = parse_positions(where, "--hand-made")
     thresholds = parse_numbers(bars or "x", "--hand-made", float)
     if exits is None or thresholds is None:
-        raise UserInputError(f"--hand-made is {text!r}; expected BLOCKS:T, such as 7,8,9:0.8")
+        raise UserInputError(f"--hand-made is {text!r}; expected WHERE:T, such as 7,8,9:0.8")
     return exits, one_or_each(thresholds)
 
 

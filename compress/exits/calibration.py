@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from compress.errors import UserInputError
-from compress.exits.positions import Position
 from compress.exits.replay import ReplayTable
+from compress.models.exit_positions import Position
 
 __all__ = [
     "ExitCalibration",

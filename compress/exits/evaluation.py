@@ -10,7 +10,6 @@ from compress.data.image_data import ImageData
 from compress.errors import UserInputError
 from compress.exits.calibration import calibrate, calibrate_gated, oracle
 from compress.exits.figures import save_exit_rates, save_tradeoff
-from compress.exits.positions import Position
 from compress.exits.replay import (
     ReplayTable,
     Source,
@@ -25,6 +24,7 @@ from compress.exits.sweep import ExitReport, evaluate_at, parse_sweep, sweep, wh
 from compress.files import write_json
 from compress.measure.accuracy import Accuracy, evaluate_accuracy
 from compress.measure.macs import count
+from compress.models.exit_positions import Position
 from compress.models.with_exits import WithExits
 from compress.opened import Opened, Opening, check_classes, open_checkpoint
 from compress.runtime.thresholds import check_thresholds

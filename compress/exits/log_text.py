@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from compress.exits.positions import Position
 from compress.exits.sweep import ExitReport
+from compress.models.exit_positions import Position
 
 __all__ = ["deployment_block", "sweep_block"]
 

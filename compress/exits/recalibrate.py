@@ -36,9 +36,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.errors import UserInputError
-from compress.exits.positions import joined
 from compress.exits.replay import ReplayTable
 from compress.exits.sweep import ExitReport, evaluate_at
+from compress.models.exit_positions import joined
 from compress.runtime.decision import fires
 from compress.runtime.thresholds import check_thresholds
 

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.errors import UserInputError
-from compress.exits.positions import Position
 from compress.exits.replay import ReplayTable, decide
 from compress.measure.accuracy import Accuracy
+from compress.models.exit_positions import Position
 
 __all__ = [
     "ExitReport",

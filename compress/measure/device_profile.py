@@ -13,6 +13,7 @@ from typing import Any
 
 from compress.errors import UserInputError
 from compress.files import check_readable, write_json
+from compress.models.exit_positions import Position, position_of
 
 __all__ = [
     "PER",
@@ -60,6 +61,10 @@ class DeviceProfile:
         operations: what each takes; empty of a profile by segments.
         segments_ms: what each segment takes, its head and gate included; empty of one by
             operations.
+        checks_ms: what the head and the gate of each exit take of that; empty where it is not told.
+        exits: where the exits between the segments stand, by module or block; empty where it is not
+            told.
+        whole_ms: of the network without exits, measured beside; None where it was not.
         outside_ms: what an image takes besides the forward, such as its copy to the device.
         net_power_w: power under load less idle power, or None where it is not known.
     """
@@ -70,6 +75,9 @@ class DeviceProfile:
     source: str
     operations: tuple[OperationTime, ...] = ()
     segments_ms: tuple[float, ...] = ()
+    checks_ms: tuple[float, ...] = ()
+    exits: tuple[Position, ...] = ()
+    whole_ms: float | None = None
     outside_ms: float = 0.0
     net_power_w: float | None = None
 
@@ -85,6 +93,9 @@ class DeviceProfile:
             "net_power_w": self.net_power_w,
             "operations": [{"name": o.name, "per": o.per, "ms": o.ms} for o in self.operations],
             "segments_ms": list(self.segments_ms),
+            "checks_ms": list(self.checks_ms),
+            "exits": list(self.exits),
+            "whole_ms": self.whole_ms,
         }
 
 
@@ -144,7 +155,12 @@ def _parse(value: Any) -> DeviceProfile:
     segments = _items(value["segments_ms"])
     if bool(operations) == bool(segments):
         raise ValueError("it needs operations or segments_ms, one of the two")
-    power_w = value["net_power_w"]
+    checks, exits = _items(value.get("checks_ms", [])), _items(value.get("exits", []))
+    if any(part and len(part) != len(segments) - 1 for part in (checks, exits)):
+        raise ValueError(
+            f"{len(segments)} segments with {len(checks)} checks_ms, {len(exits)} exits"
+        )
+    power_w, whole_ms = value["net_power_w"], value.get("whole_ms")
     return DeviceProfile(
         name=_text(value["name"]),
         device=_text(value["device"]),
@@ -152,6 +168,9 @@ def _parse(value: Any) -> DeviceProfile:
         source=_text(value["source"]),
         operations=tuple(_operation(each) for each in operations),
         segments_ms=tuple(_number(each, MAX_MS) for each in segments),
+        checks_ms=tuple(_number(each, MAX_MS) for each in checks),
+        exits=tuple(position_of(each) for each in exits),
+        whole_ms=None if whole_ms is None else _number(whole_ms, MAX_MS),
         outside_ms=_number(value["outside_ms"], MAX_MS),
         net_power_w=None if power_w is None else _number(power_w, MAX_POWER_W),
     )

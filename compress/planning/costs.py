@@ -7,6 +7,10 @@ not in a plan is not checked, so it costs nothing, and its two segments run as o
 Worked example, segments of 10, 10, 20 and checks of 1 and 2, both exits in the plan: an image that
 leaves at exit 0 costs 10 + 1 = 11, one that leaves at exit 1 costs 11 + 10 + 2 = 23, one that stays
 costs 23 + 20 = 43. With exit 1 alone these are 22 and 42; the whole network costs 40.
+
+Measured segments add up to more than the whole network measured in one piece, which may stand
+beside them (`whole`): what a plan has to be cheaper than is the network that would be deployed
+without it.
 """
 
 import json
@@ -28,7 +32,8 @@ from compress.measure.device_profile import (
     read_device_profile,
     shipped_profiles,
 )
-from compress.planning.json_values import count_of, items_of, number_of, object_of, one_of, text_of
+from compress.models.exit_positions import Position, joined, position_of
+from compress.planning.json_values import items_of, number_of, object_of, one_of, text_of
 from compress.planning.plan import UNITS
 
 __all__ = [
@@ -54,12 +59,15 @@ class ExitCosts:
         checks: (E,) float64, each at least 0.
         unit: "macs", "ms" or "mj" (millijoules), per image.
         source: where the figures come from, in words.
+        whole: of the network without exits in one piece, where it was measured; None takes the sum
+            of the segments.
     """
 
     segments: NDArray[np.float64]
     checks: NDArray[np.float64]
     unit: str
     source: str
+    whole: float | None = None
 
     def __post_init__(self) -> None:
         """Raise UserInputError unless there are sane costs for the parts of one network."""
@@ -73,6 +81,8 @@ class ExitCosts:
             raise UserInputError(f"the segments cost {segments.tolist()}; expected each above 0")
         if not ((checks >= 0) & (checks <= MAX_PART)).all():
             raise UserInputError(f"the exit checks cost {checks.tolist()}; expected at least 0")
+        if self.whole is not None and not 0 < self.whole <= MAX_PART:
+            raise UserInputError(f"the whole network costs {self.whole}; expected above 0")
         if self.unit not in UNITS:
             raise UserInputError(f"the unit is {self.unit!r}; expected one of {', '.join(UNITS)}")
 
@@ -84,7 +94,7 @@ class ExitCosts:
     @property
     def full(self) -> float:
         """Cost of the whole network without exits."""
-        return float(self.segments.sum())
+        return float(self.segments.sum()) if self.whole is None else self.whole
 
     def per_exit(self, exits: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return (E+1,) what an image costs that leaves at each exit when only `exits` are checked.
@@ -103,8 +113,11 @@ def expected_cost(costs: ExitCosts, taken: NDArray[np.int64], exits: NDArray[np.
     Args:
         costs: of the parts.
         taken: the exit (N,) that each image takes, E for the final head.
-        exits: numbers of the exits that are checked, ascending.
+        exits: numbers of the exits that are checked, ascending; without any it is the whole network
+            in one piece.
     """
+    if len(exits) == 0:
+        return costs.full
     counts = np.bincount(taken, minlength=costs.exits + 1)
     return float(counts @ costs.per_exit(exits) / len(taken))
 
@@ -124,8 +137,9 @@ def costs_from_file(path: Path, table: ReplayTable) -> ExitCosts:
     """Read measured costs.
 
     The file is JSON: {"format": "compress.costs/1", "unit": "ms" | "mj" | "macs", "source": what
-    was measured where, "exits": blocks of the exits, "segments": one figure more than exits,
-    "checks": one figure an exit}.
+    was measured where, "exits": where they stand, by block or module, "segments": one figure more
+    than exits, "checks": one figure an exit}; and, where it was measured beside, "whole": the
+    network without exits in one piece.
 
     Args:
         path: of the file.
@@ -148,34 +162,68 @@ def costs_from_file(path: Path, table: ReplayTable) -> ExitCosts:
         ) from err
     if exits != table.positions:
         raise UserInputError(
-            f"file of costs {path} is of a network with exits behind blocks "
-            f"{','.join(map(str, exits))}, this one has them behind "
-            f"{','.join(map(str, table.positions))}; measure this network"
+            f"file of costs {path} is of a network with exits behind {joined(exits)}, this one has "
+            f"them behind {joined(table.positions)}; measure this network"
         )
     return costs
 
 
 def costs_from_profile(profile: DeviceProfile, table: ReplayTable) -> ExitCosts:
-    """Return milliseconds of an image on a device, from the times of its operations.
-
-    Every block takes the same, every exit check too; what an image does once, and what leaving
-    early takes, is counted with the first segment, and what the final head takes more, with the
-    last. So the cost of an image is that of `compress.measure.prediction.predict`.
+    """Return milliseconds of an image on a device; what `compress.measure.prediction` adds up.
 
     Args:
-        profile: by operations; one by segments does not tell exit checks apart.
-        table: of a network whose blocks are those of the profile.
+        profile: by operations, of a network whose blocks are those of the table's; or by segments
+            with exit checks told apart, of this very network.
+        table: of the network.
 
     Raises:
-        UserInputError: the profile is by segments, or gives costs that cannot be.
+        UserInputError: the profile does not tell what a plan needs, is of another network, or
+            gives costs that cannot be.
     """
-    if not profile.operations:
+    costs = _costs_of_operations if profile.operations else _costs_of_segments
+    return costs(profile, table)
+
+
+def _costs_of_segments(profile: DeviceProfile, table: ReplayTable) -> ExitCosts:
+    """What an image takes besides is counted with the first segment, and with the whole network."""
+    if not profile.checks_ms:
         raise UserInputError(
-            f"device profile {profile.name} tells segments, and a plan needs exit checks apart "
-            "from blocks; expected one by operations, as the benchmark saves it of a checkpoint"
+            f"device profile {profile.name} does not tell what exit checks take, and a plan needs "
+            "them apart; expected one that the benchmark saved of a checkpoint"
+        )
+    if profile.exits != table.positions:
+        raise UserInputError(
+            f"device profile {profile.name} is of a network with exits behind "
+            f"{joined(profile.exits)}, this one has them behind {joined(table.positions)}; measure "
+            "this network"
+        )
+    checks = np.array(profile.checks_ms)
+    segments = np.array(profile.segments_ms) - np.append(checks, 0.0)
+    segments[0] += profile.outside_ms
+    whole = profile.whole_ms
+    return ExitCosts(
+        segments=segments,
+        checks=checks,
+        unit="ms",
+        source=f"{profile.name}: {profile.device}",
+        whole=None if whole is None else whole + profile.outside_ms,
+    )
+
+
+def _costs_of_operations(profile: DeviceProfile, table: ReplayTable) -> ExitCosts:
+    """Every block takes the same, every exit check too.
+
+    What an image does once, and what leaving early takes, is counted with the first segment, and
+    what the final head takes more, with the last.
+    """
+    if not table.depth:
+        raise UserInputError(
+            f"device profile {profile.name} is by blocks, and the exits stand behind "
+            f"{joined(table.positions)}; expected one that the benchmark saved of this network"
         )
     ms = {per: sum(o.ms for o in profile.operations if o.per == per) for per in PER}
-    blocks = np.diff([-1, *table.positions, table.depth - 1]).astype(np.float64)
+    ends = [position for position in table.positions if isinstance(position, int)]
+    blocks = np.diff([-1, *ends, table.depth - 1]).astype(np.float64)
     segments = blocks * ms["block"]
     segments[0] += ms["image"] + profile.outside_ms + ms["early"]
     segments[-1] += ms["final"] - ms["early"]
@@ -208,13 +256,15 @@ def _is_profile(path: Path) -> bool:
     return isinstance(value, dict) and value.get("format") == PROFILE_FORMAT
 
 
-def _parse(value: Mapping[str, Any]) -> tuple[tuple[int, ...], ExitCosts]:
+def _parse(value: Mapping[str, Any]) -> tuple[tuple[Position, ...], ExitCosts]:
     if value["format"] != FORMAT:
         raise ValueError(f"format {value['format']!r:.60}")
+    whole = value.get("whole")
     costs = ExitCosts(
         segments=np.array(items_of(value["segments"], number_of), dtype=np.float64),
         checks=np.array(items_of(value["checks"], number_of), dtype=np.float64),
         unit=one_of(value["unit"], UNITS),
         source=text_of(value["source"]),
+        whole=None if whole is None else number_of(whole),
     )
-    return items_of(value["exits"], count_of), costs
+    return items_of(value["exits"], position_of), costs

@@ -23,6 +23,15 @@ threshold an exit have no such order; Pareto testing (Laufer-Goldenshluger et al
 splits the images: one half finds the front of loss against cost, which gives the order, after some
 steps from no exits to its most careful point; the other half tests along it.
 
+Exits that nobody takes are left out without touching the bound. In Pareto testing a candidate loses
+those that no image of the first half takes before the second half is looked at, so what is tested
+is what is deployed. In a fixed sequence there is no first half, and to leave an exit out because of
+the images that test would be a choice that the test does not cover: images that would have left
+there go on, and may leave at a worse exit behind it. There an image counts as losing where ANY of
+the exits that fire for it would lose. That bounds the loss with every subset of the exits at once,
+so any of them may be left out afterwards, for whatever reason. It is strict, and costs little: on
+lifelike tables of 11 exits the threshold rises by 0.00 to 0.02.
+
 Worked example: risk 0.01, confidence 0.95, 1000 images. P(Bin(1000, 0.01) <= 4) = 0.029 and
 P(Bin(1000, 0.01) <= 5) = 0.066, so up to 4 images may lose. Losses of 0, 2, 4, 7, 3 along an order
 certify the first three; the last one is not reached. No loss at all certifies from 299 images on.
@@ -41,7 +50,7 @@ from compress.optional import require
 from compress.planning.costs import ExitCosts
 from compress.planning.cuts import Settings, pose_problem
 from compress.planning.front import cuts_for, search_front
-from compress.planning.outcomes import harmless, leaving
+from compress.planning.outcomes import firing, harmless, leaving, without_unused
 from compress.planning.uniform import uniform_settings
 
 __all__ = [
@@ -103,7 +112,7 @@ class Tested:
     Attributes:
         risk: what was to be guaranteed.
         candidates: the most careful first.
-        violations: images that lose, of each candidate.
+        violations: images that count as losing, of each candidate.
         images: on which they were tested, by their numbers in the table (n,), ascending.
         passed: how many candidates are certified, from the first on.
     """
@@ -240,6 +249,9 @@ def uniform_testing(
 ) -> Tested:
     """Test one threshold for all of some exits, from the highest down.
 
+    An image counts as losing where any exit that fires for it would lose, see the module; what
+    passes may be deployed with any of its exits left out.
+
     Args:
         table: of the calibration split; all images test.
         risk: what is to be guaranteed.
@@ -251,8 +263,9 @@ def uniform_testing(
         Settings(exits=numbers, thresholds=(value,) * len(numbers))
         for value in sorted(set(map(float, values)), reverse=True)
     ]
-    everyone = np.arange(len(table))
-    return _test(table, harmless(table, risk.loss), risk, candidates, everyone)
+    harmful = ~harmless(table, risk.loss)
+    losing = [(firing(table, one) & harmful).any(axis=1) for one in candidates]
+    return _tested(risk, candidates, losing, np.arange(len(table)))
 
 
 def pareto_testing(
@@ -294,8 +307,12 @@ def pareto_testing(
     if len(points) > MOST_CANDIDATES:
         points = points[np.linspace(0, len(points) - 1, MOST_CANDIDATES).astype(np.int64)]
     candidates = [front.settings(int(point)) for point in points]
-    candidates = _more_careful(candidates[:1]) + candidates
-    return _test(table, good, risk, candidates, testing)
+    used = [
+        without_unused(table, one, finding) for one in _more_careful(candidates[:1]) + candidates
+    ]
+    candidates = list(dict.fromkeys(used))
+    losing = [~good[np.arange(len(table)), leaving(table, one)] for one in candidates]
+    return _tested(risk, candidates, [each[testing] for each in losing], testing)
 
 
 def halves(images: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -323,17 +340,14 @@ def _more_careful(first: Sequence[Settings]) -> list[Settings]:
     ]
 
 
-def _test(
-    table: ReplayTable,
-    good: NDArray[np.bool_],
+def _tested(
     risk: Risk,
     candidates: Sequence[Settings],
+    losing: Sequence[NDArray[np.bool_]],
     images: NDArray[np.int64],
 ) -> Tested:
-    violations = []
-    for settings in candidates:
-        taken = leaving(table, settings)[images]
-        violations.append(int((~good[images, taken]).sum()))
+    """Test candidates in their order, each with whether every one of the images (n,) loses."""
+    violations = [int(each.sum()) for each in losing]
     return Tested(
         risk=risk,
         candidates=tuple(candidates),

@@ -11,11 +11,12 @@ from compress.errors import UnsupportedModelError, UserInputError
 from compress.exits.replay import ReplayTable, Source, fill_replay, load_replay
 from compress.files import check_readable
 from compress.measure.versions import hardware, versions
-from compress.models.early_exit import GFNetDynn
+from compress.models.exit_positions import FINAL_HEAD, Position, joined
+from compress.models.with_exits import WithExits
 from compress.opened import Opening, open_checkpoint
 from compress.planning.costs import ExitCosts, costs_from_table, read_costs
 from compress.planning.guarantee import Risk, check_fresh
-from compress.planning.plan import ExitPlan, Objective, write_plan
+from compress.planning.plan import ExitPlan, Objective, PlanCost, RefusedExits, write_plan
 from compress.planning.planner import measure_plan, plan_exits, plan_with_guarantee
 from compress.planning.points import PlanFront, PlanPoint, hand_made_settings, plan_front
 
@@ -48,7 +49,7 @@ class PlanJob:
         held_out: choose by other images than those that found the front.
         costs: file of measured costs, a device profile, or the name of a shipped one; None takes
             true multiply-adds.
-        hand_made: blocks and thresholds that somebody chose, to lay beside.
+        hand_made: exits and thresholds that somebody chose, to lay beside.
         test: also measure the plan on the test split of `data`.
         opening: how a checkpoint is opened.
         device: where to run it.
@@ -67,7 +68,7 @@ class PlanJob:
     planner: str = "search"
     held_out: bool = True
     costs: Path | None = None
-    hand_made: tuple[tuple[int, ...], float | tuple[float, ...]] | None = None
+    hand_made: tuple[tuple[Position, ...], float | tuple[float, ...]] | None = None
     test: bool = True
     opening: Opening = field(default_factory=Opening)
     device: str = "cpu"
@@ -111,11 +112,17 @@ class PlanReport:
         plan = self.plan
         low, high = (100 * bound for bound in plan.accuracy.interval)
         split, costs = printable(plan.source.split), printable(plan.cost.source)
-        lines = ["exit behind block  threshold  share of images"]
-        rates = [f"{100 * rate:.1f} %" for rate in plan.exit_rates]
-        for block, bar, rate in zip(plan.exits, plan.thresholds, rates, strict=False):
-            lines.append(f"{block:17}  {bar:9.4f}  {rate:>15}")
-        lines.append(f"{'final head':>17}  {'-':>9}  {rates[-1]:>15}")
+        head = "exit behind block" if plan.depth else "exit behind"
+        names = [head, *map(str, plan.exits), FINAL_HEAD]
+        bars = ["threshold", *(f"{bar:.4f}" for bar in plan.thresholds), "-"]
+        rates = ["share of images", *(f"{100 * rate:.1f} %" for rate in plan.exit_rates)]
+        width = max(map(len, names))
+        lines = [
+            f"{name:>{width}}  {bar:>9}  {rate:>15}"
+            for name, bar, rate in zip(names, bars, rates, strict=True)
+        ]
+        if plan.refused is not None:
+            lines.append(_refusal(plan.refused, plan.cost))
         chosen = "other images than the thresholds" if plan.accuracy.held_out else "the same images"
         lines.append(f"expected cost {plan.cost.share:.1%} of the whole network ({costs})")
         lines.append(
@@ -145,7 +152,7 @@ class PlanReport:
         lines = ["cost of whole  accuracy  exits: thresholds"]
         for point in self.front.points["search"]:
             pairs = zip(point.exits, point.thresholds, strict=True)
-            where = ", ".join(f"{block}: {bar:.3f}" for block, bar in pairs) or "whole network"
+            where = ", ".join(f"{place}: {bar:.3f}" for place, bar in pairs) or "whole network"
             lines.append(f"{point.share:13.1%}  {point.acc1:7.2f} %  {where}")
         return "\n".join(lines)
 
@@ -216,7 +223,7 @@ def replay_of(
     """
     network = open_checkpoint(checkpoint_file, opening)
     model = network.model
-    if not isinstance(model, GFNetDynn):
+    if not isinstance(model, WithExits):
         raise UnsupportedModelError(
             f"checkpoint {checkpoint_file} holds a {type(model).__name__} without early exits; "
             "expected one with heads and gates to plan for"
@@ -238,6 +245,14 @@ def replay_of(
         )
         for split in splits
     }
+
+
+def _refusal(refused: RefusedExits, cost: PlanCost) -> str:
+    return (
+        f"no exits: with those behind {joined(refused.exits)} an image would cost "
+        f"{refused.expected:.6g} {cost.unit}, and {cost.full:.6g} {cost.unit} without any, so the "
+        "plan is the whole network"
+    )
 
 
 def _tables(job: PlanJob) -> dict[str, ReplayTable]:

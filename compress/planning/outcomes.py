@@ -6,8 +6,9 @@ from numpy.typing import NDArray
 from compress.errors import UserInputError
 from compress.exits.replay import ReplayTable, decide
 from compress.planning.cuts import Settings
+from compress.runtime.decision import fires
 
-__all__ = ["harmless", "leaving", "predictions", "right"]
+__all__ = ["firing", "harmless", "leaving", "predictions", "right", "without_unused"]
 
 CHUNK = 4096  # images: the test for NaN needs a copy of the shape of the logits
 
@@ -53,3 +54,25 @@ def leaving(table: ReplayTable, settings: Settings) -> NDArray[np.int64]:
     """Return the exit (N,) that each image takes, E for the final head."""
     exits = np.array(settings.exits, dtype=np.int64)
     return decide(table, list(settings.thresholds), exits=exits)
+
+
+def firing(table: ReplayTable, settings: Settings) -> NDArray[np.bool_]:
+    """Return (N, E+1), which exits would let each image go; the final head always does."""
+    exits = list(settings.exits)
+    reached = np.zeros((len(table), table.exits + 1), dtype=bool)
+    reached[:, exits] = fires(table.scores[:, exits], settings.thresholds)
+    reached[:, -1] = True
+    return reached
+
+
+def without_unused(table: ReplayTable, settings: Settings, images: NDArray[np.int64]) -> Settings:
+    """Return the settings without the exits that none of these images takes.
+
+    Of these images every one still leaves where it left, and pays no check that lets nobody go.
+    """
+    taken = set(leaving(table, settings)[images].tolist())
+    pairs = zip(settings.exits, settings.thresholds, strict=True)
+    kept = [(number, bar) for number, bar in pairs if number in taken]
+    return Settings(
+        exits=tuple(number for number, _ in kept), thresholds=tuple(bar for _, bar in kept)
+    )

@@ -1,7 +1,7 @@
 """The plan: which exits a network leaves at, from which score on, and what was found about it.
 
-A plan names blocks, not numbers of exits, so that it can be laid on a checkpoint whose other exits
-are left out of the export. A plan without exits is the whole network.
+A plan names blocks or modules, not numbers of exits, so that it can be laid on a checkpoint whose
+other exits are left out of the export. A plan without exits is the whole network.
 
 A file with a plan may come from a stranger: every field has its type and its range, and fields
 that say the same in two ways must agree, before anything is built from it.
@@ -10,13 +10,13 @@ that say the same in two ways must agree, before anything is built from it.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from compress.errors import UserInputError
 from compress.exits.replay import Source
 from compress.files import check_readable, write_json
+from compress.models.exit_positions import Position, check_order, joined, position_of
 from compress.planning.json_values import (
     count_of,
     items_of,
@@ -36,11 +36,13 @@ __all__ = [
     "Objective",
     "PlanAccuracy",
     "PlanCost",
+    "RefusedExits",
     "read_plan",
     "write_plan",
 ]
 
-FORMAT = "compress.plan/1"
+FORMAT = "compress.plan/2"
+FORMATS = ("compress.plan/1", FORMAT)  # the first knew numbers of blocks alone
 UNITS = ("macs", "ms", "mj")
 OBJECTIVES = {"max-drop": 100.0, "budget": 1.0, "budget-cost": 1e18, "risk": 1.0}  # largest values
 LOSSES = ("consistency", "accuracy")
@@ -165,13 +167,29 @@ class Guarantee:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RefusedExits:
+    """Exits that met the objective and saved nothing, so that the plan is the whole network.
+
+    Attributes:
+        exits: where they stand.
+        thresholds: one for each.
+        expected: what an image would have cost on average, at least as much as the whole network.
+    """
+
+    exits: tuple[Position, ...]
+    thresholds: tuple[float, ...]
+    expected: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExitPlan:
     """Exits and thresholds of a network, and what was found about them.
 
     Attributes:
-        exits: blocks behind which images can leave, 0-based, ascending; () is the whole network.
+        exits: where images can leave, by block (0-based) or module, in the order of the network;
+            () is the whole network.
         thresholds: one for each, in [0, 1]: an image leaves at the first score >= threshold.
-        depth: blocks of the network.
+        depth: blocks of the network, 0 where it is not counted in blocks.
         objective: what was asked for.
         planner: "search", "stopping", "uniform" or "hand-made".
         cost: what an image costs.
@@ -181,9 +199,10 @@ class ExitPlan:
         guarantee: None where none was asked for.
         source: data and checkpoint that the plan was computed from.
         seed: of the split of the images for a guarantee.
+        refused: exits in whose place the plan is the whole network; None where it was not so.
     """
 
-    exits: tuple[int, ...]
+    exits: tuple[Position, ...]
     thresholds: tuple[float, ...]
     depth: int
     objective: Objective
@@ -194,6 +213,7 @@ class ExitPlan:
     guarantee: Guarantee | None
     source: Source
     seed: int
+    refused: RefusedExits | None = None
 
     @property
     def checkpoint_sha256(self) -> str:
@@ -257,15 +277,15 @@ def _checked(value: Mapping[str, Any]) -> ExitPlan:
 
 
 def _parse(value: Mapping[str, Any]) -> ExitPlan:
-    if value["format"] != FORMAT:
+    if value["format"] not in FORMATS:
         raise ValueError(f"format {value['format']!r:.60}, this version reads {FORMAT}")
     guarantee = value["guarantee"]
-    exits = items_of(value["exits"], count_of)
-    bars = check_thresholds(list(items_of(value["thresholds"], number_of)), len(exits))
+    refused = value["refused"] if value["format"] == FORMAT else None
+    exits, bars = _exits(value)
     return ExitPlan(
         exits=exits,
-        thresholds=tuple(bars),
-        depth=count_of(value["depth"], smallest=1),
+        thresholds=bars,
+        depth=count_of(value["depth"]),
         objective=_objective(object_of(value["objective"])),
         planner=text_of(value["planner"]),
         cost=_cost(object_of(value["cost"])),
@@ -274,14 +294,26 @@ def _parse(value: Mapping[str, Any]) -> ExitPlan:
         guarantee=None if guarantee is None else _guarantee(object_of(guarantee)),
         source=_source(object_of(value["source"])),
         seed=count_of(value["seed"]),
+        refused=None if refused is None else _refused(object_of(refused)),
     )
+
+
+def _exits(value: Mapping[str, Any]) -> tuple[tuple[Position, ...], tuple[float, ...]]:
+    exits = items_of(value["exits"], position_of)
+    bars = check_thresholds(list(items_of(value["thresholds"], number_of)), len(exits))
+    return exits, tuple(bars)
+
+
+def _refused(value: Mapping[str, Any]) -> RefusedExits:
+    exits, bars = _exits(value)
+    return RefusedExits(exits=exits, thresholds=bars, expected=number_of(value["expected"]))
 
 
 def _check_consistent(plan: ExitPlan) -> None:
     """Raise ValueError where fields contradict each other."""
-    blocks = [-1, *plan.exits, plan.depth - 1]
-    if not all(a < b for a, b in pairwise(blocks)):
-        raise ValueError(f"exits behind {list(plan.exits)[:20]} of {plan.depth} blocks")
+    check_order(plan.exits, plan.depth)
+    if plan.refused is not None:
+        _check_refused(plan, plan.refused)
     if len(plan.exit_rates) != len(plan.exits) + 1 or abs(sum(plan.exit_rates) - 1) > ROUNDING:
         raise ValueError(f"exit rates {list(plan.exit_rates)[:20]} of {len(plan.exits)} exits")
     if (plan.objective.kind == "risk") != (plan.guarantee is not None):
@@ -292,6 +324,15 @@ def _check_consistent(plan: ExitPlan) -> None:
     if max(found.correct, found.full_correct) > found.images or not low <= share <= high:
         raise ValueError(
             f"{found.correct} of {found.images} images right, with the interval {found.interval}"
+        )
+
+
+def _check_refused(plan: ExitPlan, refused: RefusedExits) -> None:
+    check_order(refused.exits, plan.depth)
+    if plan.exits or not refused.exits or not plan.cost.full <= refused.expected <= MAX_COST:
+        raise ValueError(
+            f"exits behind {joined(refused.exits)} refused for {refused.expected}, and exits "
+            f"behind {joined(plan.exits)} planned, where the whole network costs {plan.cost.full}"
         )
 
 

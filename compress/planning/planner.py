@@ -8,6 +8,10 @@ lifelike images with 11 exits (tests/planning/plan_tables.py) the search made 0.
 that were 1.1 on new images, of 2000 images 1.9. Its points are still the better ones at equal
 accuracy; they do not keep what was asked for. So a plan is better chosen with `held_out`, and where
 a bound must hold, with a guarantee.
+
+Whatever was chosen, two things are never in a plan: an exit that none of the images takes by which
+the plan was chosen, and exits that cost no less than the network without them, in whose place it
+stands.
 """
 
 from collections.abc import Sequence
@@ -29,8 +33,15 @@ from compress.planning.guarantee import (
     pareto_testing,
     uniform_testing,
 )
-from compress.planning.outcomes import right
-from compress.planning.plan import ExitPlan, Guarantee, Objective, PlanAccuracy, PlanCost
+from compress.planning.outcomes import right, without_unused
+from compress.planning.plan import (
+    ExitPlan,
+    Guarantee,
+    Objective,
+    PlanAccuracy,
+    PlanCost,
+    RefusedExits,
+)
 from compress.planning.points import (
     UNIFORM,
     PlanFront,
@@ -94,6 +105,7 @@ def plan_exits(
         settings = _from_front(front, objective)
     else:
         settings = _settings_of(table, _best(front.points[planner], front, objective))
+    settings = without_unused(table, settings, images)
     return _plan(table, costs, settings, objective, planner, images, seed=seed, held_out=held_out)
 
 
@@ -135,7 +147,9 @@ def plan_with_guarantee(
         raise UserInputError(f"the method is {method!r}; expected pareto-testing or fixed-sequence")
     if tested.certified is None:
         raise AccuracyError(_nothing_certified(tested, method))
-    lost = tested.violations[tested.passed - 1]
+    settings, lost = tested.certified, tested.violations[tested.passed - 1]
+    if method == "fixed-sequence":  # whose test covers every subset of the exits
+        settings = without_unused(table, settings, tested.images)
     guarantee = Guarantee(
         loss=risk.loss,
         risk=risk.risk,
@@ -146,7 +160,7 @@ def plan_with_guarantee(
         p_value=p_value(lost, len(tested.images), risk.risk),
     )
     return _plan(
-        table, costs, tested.certified, Objective(kind="risk", value=risk.risk),
+        table, costs, settings, Objective(kind="risk", value=risk.risk),
         "search" if method == "pareto-testing" else "uniform", tested.images, seed=seed,
         guarantee=guarantee, held_out=method == "pareto-testing",
     )  # fmt: skip
@@ -271,9 +285,16 @@ def _plan(
     guarantee: Guarantee | None = None,
     held_out: bool = False,
 ) -> ExitPlan:
-    """Return the plan of these settings, its figures counted on `images`."""
+    """Return the plan of these settings, its figures counted on `images`.
+
+    Where they cost no less than the whole network, the plan is that. It loses nothing against
+    itself, so a guarantee holds for it all the more.
+    """
     good = right(table)
-    point = point_of(table, good, costs, settings, images)
+    point, refused = point_of(table, good, costs, settings, images), None
+    if point.exits and point.cost >= costs.full:
+        refused = RefusedExits(exits=point.exits, thresholds=point.thresholds, expected=point.cost)
+        point = point_of(table, good, costs, Settings(exits=(), thresholds=()), images)
     return ExitPlan(
         exits=point.exits,
         thresholds=point.thresholds,
@@ -293,4 +314,5 @@ def _plan(
         guarantee=guarantee,
         source=table.source,
         seed=seed,
+        refused=refused,
     )

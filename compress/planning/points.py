@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from compress.errors import UserInputError
 from compress.exits.replay import ReplayTable, exit_numbers
+from compress.models.exit_positions import Position
 from compress.planning.costs import ExitCosts, expected_cost
 from compress.planning.cuts import Settings, pose_problem
 from compress.planning.front import Front, cuts_for, search_front
@@ -42,7 +43,7 @@ class PlanPoint:
     """What some settings do on the calibration images.
 
     Attributes:
-        exits: blocks behind which images can leave.
+        exits: where images can leave, by block or module.
         thresholds: one for each.
         cost: of an image on average, in the unit of the costs.
         share: of the cost of the whole network.
@@ -51,7 +52,7 @@ class PlanPoint:
         exit_rates: share of the images that leave at each of `exits` and at the final head.
     """
 
-    exits: tuple[int, ...]
+    exits: tuple[Position, ...]
     thresholds: tuple[float, ...]
     cost: float
     share: float
@@ -96,12 +97,12 @@ class PlanFront:
 
 
 def hand_made_settings(
-    table: ReplayTable, positions: Sequence[int], thresholds: float | Sequence[float]
+    table: ReplayTable, positions: Sequence[Position], thresholds: float | Sequence[float]
 ) -> Settings:
-    """Return settings from blocks and thresholds, one for all or one for each.
+    """Return settings from positions and thresholds, one for all or one for each.
 
     Raises:
-        UserInputError: there is no exit behind a block, or a threshold does not fit.
+        UserInputError: there is no exit at a position, or a threshold does not fit.
     """
     exits = exit_numbers(positions, table.positions)
     bars = check_thresholds(thresholds, len(exits))

@@ -101,8 +101,8 @@ def test_measured_costs_are_read(tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "match"),
-    [({"exits": [0, 2]}, "another|exits behind blocks 0,2"), ({"exits": [0]}, "exits behind"),
-     ({"format": "x"}, "format"), ({"unit": "s"}, "one of"), ({"segments": [1, 2]}, "segment"),
+    [({"exits": [0, 2]}, "behind 0,2, this one has them behind 0,1"),
+     ({"exits": [0]}, "exits behind"), ({"format": "x"}, "format"), ({"unit": "s"}, "one of"), ({"segments": [1, 2]}, "segment"),
      ({"segments": [1, "2", 3]}, "number"), ({"segments": [1, True, 3]}, "number"),
      ({"checks": [float("nan"), 0]}, "number"), ({"checks": None}, "list"),
      ({"checks": [10**400, 0]}, "too large"), ({"source": 3}, "text")],
@@ -110,6 +110,46 @@ def test_measured_costs_are_read(tmp_path):
 def test_files_of_costs_that_do_not_fit(changes, match, tmp_path):
     with pytest.raises(UserInputError, match=match):
         costs_from_file(written(tmp_path, **changes), random_table(5, 2, 3, 0))
+
+
+def test_exits_behind_modules_and_a_whole_network_measured_beside(tmp_path):
+    table = replace(random_table(5, 2, 3, 0), positions=("layer1", 1), depth=0)
+    path = written(tmp_path, exits=["layer1", "blocks.1"], whole=5.0)
+    costs = costs_from_file(path, table)
+    assert costs.full == 5.0
+    everyone = np.full(4, 2)
+    # Without exits it runs in one piece; with one, in segments.
+    assert expected_cost(costs, everyone, np.array([], dtype=int)) == 5.0
+    assert expected_cost(costs, everyone, np.array([0])) == 6.75
+    for bad in (0, -1.0, float("inf"), "5", True):
+        with pytest.raises(UserInputError, match=r"costs\.json cannot be used"):
+            costs_from_file(written(tmp_path, exits=["layer1", 1], whole=bad), table)
+
+
+def test_a_profile_by_segments_with_its_checks_costs_what_its_prediction_says(tmp_path):
+    table = replace(random_table(50, 2, 3, 0), positions=("layer1", "layer2"), depth=0)
+    profile = DeviceProfile(
+        name="mine", device="d", network="n", source="s", segments_ms=(1.0, 2.0, 4.0),
+        checks_ms=(0.25, 0.5), exits=("layer1", "layer2"), whole_ms=6.0, outside_ms=0.125,
+    )  # fmt: skip
+    write_device_profile(profile, tmp_path / "profile.json")
+    assert read_device_profile(tmp_path / "profile.json") == profile
+    costs = read_costs(tmp_path / "profile.json", table)
+    taken = np.random.default_rng(0).integers(0, 3, size=50)
+    wanted = predict(profile, np.bincount(taken, minlength=3).tolist()).latency_ms
+    assert expected_cost(costs, taken, np.arange(2)) == pytest.approx(wanted, rel=1e-12)
+    assert costs.full == 6.125
+    # With the second exit alone nobody pays the check of the first.
+    assert costs.per_exit(np.array([1])).tolist() == [0.875, 2.875, 6.875]
+    other = replace(table, positions=("layer1", "layer3"))
+    with pytest.raises(UserInputError, match="exits behind layer1,layer2, this one has them"):
+        read_costs(tmp_path / "profile.json", other)
+
+
+def test_a_profile_by_blocks_is_not_of_a_network_without_them():
+    table = replace(random_table(5, 2, 3, 0), positions=("layer1", "layer2"), depth=0)
+    with pytest.raises(UserInputError, match="by blocks, and the exits stand behind layer1,layer2"):
+        read_costs(Path("jetson_log_resisc45"), table)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "nonsense", "[" * 100_000, " " * (2 << 20)])
@@ -137,5 +177,5 @@ def test_a_profile_by_segments_does_not_tell_checks_apart(tmp_path):
         name="mine", device="d", network="n", source="s", segments_ms=(1.0, 2.0)
     )
     write_device_profile(profile, tmp_path / "profile.json")
-    with pytest.raises(UserInputError, match="expected one by operations"):
+    with pytest.raises(UserInputError, match="does not tell what exit checks take"):
         read_costs(tmp_path / "profile.json", random_table(5, 1, 3, 0))

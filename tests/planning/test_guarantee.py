@@ -1,4 +1,5 @@
 import inspect
+import itertools
 from dataclasses import replace
 from math import comb
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from compress.errors import UserInputError
-from compress.exits import guarantee
+from compress.planning import guarantee
 from compress.planning.cuts import Settings
 from compress.planning.guarantee import (
     Risk,
@@ -22,7 +23,7 @@ from compress.planning.guarantee import (
 )
 from compress.planning.outcomes import harmless, leaving, right
 from tests.exits.tables import random_table
-from tests.planning.plan_tables import free_checks, lifelike_table, table_from
+from tests.planning.plan_tables import free_checks, lifelike_table, noise_table, table_from
 
 DRAWS = 1000
 CONFIDENCE = 0.95
@@ -186,15 +187,50 @@ def test_one_threshold_is_tested_from_the_highest_down(loss):
     assert [one.thresholds[0] for one in tested.candidates] == [1.0, 0.9, 0.7, 0.5]
     said = table.logits.argmax(axis=2)
     for candidate, lost in zip(tested.candidates, tested.violations, strict=True):
-        early = said[np.arange(4000), leaving(table, candidate)]
-        if loss == "consistency":
-            expected = early != said[:, -1]
-        else:
-            expected = (said[:, -1] == table.labels) & (early != table.labels)
+        expected = np.zeros(4000, dtype=bool)  # of those whom any exit lets go as another class
+        for exit_ in (1, 2):
+            goes = table.scores[:, exit_] >= candidate.thresholds[0]
+            if loss == "consistency":
+                expected |= goes & (said[:, exit_] != said[:, -1])
+            else:
+                right = said[:, -1] == table.labels
+                expected |= goes & right & (said[:, exit_] != table.labels)
         assert lost == expected.sum()
     values = [p_value(lost, 4000, 0.05) <= 0.05 for lost in tested.violations]
     assert tested.passed == (values.index(False) if False in values else len(values))
     assert tested.certified == tested.candidates[tested.passed - 1]
+
+
+def test_in_a_fixed_sequence_no_subset_of_the_exits_loses_more():
+    """So whichever exit is left out afterwards, what was tested bounds what remains."""
+    risk = Risk(loss="consistency", risk=0.05, confidence=0.95)
+    stricter = 0
+    for seed in range(8):
+        table = noise_table(300, 4, seed)
+        safe = harmless(table, "consistency")
+        tested = uniform_testing(table, risk, exits=range(4), values=[0.9, 0.7, 0.4])
+        for candidate, lost in zip(tested.candidates, tested.violations, strict=True):
+            most = 0
+            for size in range(1, 5):
+                for exits in itertools.combinations(range(4), size):
+                    some = Settings(exits=exits, thresholds=candidate.thresholds[:size])
+                    taken = leaving(table, some)
+                    most = max(most, int((~safe[np.arange(300), taken]).sum()))
+            assert lost >= most
+            whole = ~safe[np.arange(300), leaving(table, candidate)]
+            stricter += most > whole.sum()
+    assert stricter  # or counting as one exit after another decides would have been enough
+
+
+def test_candidates_have_no_exit_that_the_finding_half_does_not_take():
+    table = lifelike_table(800, 4, 2)
+    table.scores[:, 1] = np.nan  # an exit that never lets anybody go
+    risk = Risk(loss="consistency", risk=0.05, confidence=0.95)
+    tested = pareto_testing(table, free_checks(4), risk, cuts_per_exit=12)
+    finding = np.setdiff1d(np.arange(800), tested.images)
+    for candidate in tested.candidates:
+        assert set(leaving(table, candidate)[finding].tolist()) >= set(candidate.exits)
+    assert len(set(tested.candidates)) == len(tested.candidates)
 
 
 def test_too_few_images_say_how_many_are_needed():

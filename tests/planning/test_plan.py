@@ -1,5 +1,6 @@
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from compress.planning.plan import (
     Objective,
     PlanAccuracy,
     PlanCost,
+    RefusedExits,
     read_plan,
     write_plan,
 )
@@ -54,7 +56,7 @@ def test_a_plan_comes_back_as_it_was(tmp_path):
     assert found.cost.share == 0.5
     assert found.accuracy.acc1 == 75.0
     assert found.accuracy.drop == pytest.approx(0.5)
-    assert json.loads(path.read_text())["format"] == "compress.plan/1"
+    assert json.loads(path.read_text())["format"] == "compress.plan/2"
 
 
 def test_thresholds_come_back_to_the_last_bit(tmp_path):
@@ -70,6 +72,50 @@ def test_a_plan_without_exits_is_the_whole_network():
     assert ExitPlan.from_dict(value).exits == ()
 
 
+def test_exits_behind_modules_come_back(tmp_path):
+    plan = replace(PLAN, exits=("layer2.4", "layer3.1"), depth=0)
+    write_plan(plan, tmp_path / "plan.json")
+    assert read_plan(tmp_path / "plan.json") == plan
+    with pytest.raises(UserInputError, match="twice"):
+        ExitPlan.from_dict({**plan.to_dict(), "exits": ["layer2.4", "layer2.4"]})
+
+
+def test_a_plan_of_the_format_before_is_read():
+    value = PLAN.to_dict()
+    del value["refused"]
+    assert ExitPlan.from_dict({**value, "format": "compress.plan/1"}) == PLAN
+
+
+REFUSED = replace(
+    PLAN,
+    exits=(),
+    thresholds=(),
+    exit_rates=(1.0,),
+    refused=RefusedExits(exits=(4, 7), thresholds=(0.5, 0.75), expected=4.5),
+)
+
+
+def test_a_plan_says_which_exits_were_refused(tmp_path):
+    write_plan(REFUSED, tmp_path / "plan.json")
+    assert read_plan(tmp_path / "plan.json") == REFUSED
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        pytest.param({"expected": 3.9}, "refused", id="cheaper-than-the-whole"),
+        pytest.param({"exits": [], "thresholds": []}, "refused", id="nothing"),
+        pytest.param({"exits": [7, 4]}, "blocks", id="out-of-order"),
+        pytest.param({"thresholds": [0.5]}, "1 thresholds for 2 exits", id="thresholds"),
+        pytest.param({"expected": float("nan")}, "number", id="no-number"),
+    ],
+)
+def test_refused_exits_that_cannot_be(changes, match):
+    value = REFUSED.to_dict()
+    with pytest.raises(UserInputError, match=match):
+        ExitPlan.from_dict({**value, "refused": {**value["refused"], **changes}})
+
+
 def altered(*keys, to):
     value = copy.deepcopy(PLAN.to_dict())
     inner = value
@@ -80,13 +126,17 @@ def altered(*keys, to):
 
 
 BAD = [
-    (("format",), "compress.plan/2", "format"),
+    (("format",), "compress.plan/3", "format"),
     (("exits",), [7, 4], "blocks"),
-    (("exits",), [4, 4], "blocks"),
+    (("exits",), [4, 4], "twice"),
     (("exits",), [4, 11], "blocks"),  # behind the last block stands the final head
-    (("exits",), [-1, 4], "whole number"),
-    (("exits",), [4.0, 7.0], "whole number"),
-    (("exits",), [True, 7], "whole number"),
+    (("exits",), [-1, 4], "position"),
+    (("exits",), [4.0, 7.0], "position"),
+    (("exits",), [True, 7], "position"),
+    (("exits",), [4, "layer2.4"], "12 blocks"),
+    (("exits",), ["blocks.4", 4], "twice"),
+    (("exits",), ["a b", "c"], "position"),
+    (("exits",), ["x" * 201, "c"], "position"),
     (("exits",), "47", "list"),
     (("thresholds",), [0.5], "1 thresholds for 2 exits"),
     (("thresholds",), [0.5, 1.5], "threshold"),
@@ -94,7 +144,7 @@ BAD = [
     (("thresholds",), ["0.5", "0.8"], "number"),
     (("thresholds",), 0.5, "list"),
     (("thresholds",), [True, 0.8], "number"),
-    (("depth",), 0, "whole number"),
+    (("depth",), -1, "whole number"),
     (("depth",), 10**400, "whole number"),
     (("objective",), "risk", "object"),
     (("objective", "kind"), "speed", "objective"),
@@ -123,6 +173,8 @@ BAD = [
     (("source", "checkpoint_sha256"), None, "text"),
     (("source",), {}, "missing"),
     (("seed",), 0.5, "whole number"),
+    (("refused",), [], "object"),
+    (("refused",), {"exits": [4], "thresholds": [0.5], "expected": 5.0}, "refused"),
 ]
 
 

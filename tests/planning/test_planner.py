@@ -3,11 +3,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from compress.errors import AccuracyError, UserInputError
 from compress.exits.sweep import choose_threshold, evaluate_at
-from compress.planning.costs import costs_from_table
+from compress.planning.costs import ExitCosts, costs_from_table
 from compress.planning.guarantee import Risk, clopper_pearson, p_value
+from compress.planning.outcomes import leaving
 from compress.planning.plan import Objective, read_plan, write_plan
 from compress.planning.planner import measure_plan, plan_exits, plan_with_guarantee
 from compress.planning.points import hand_made_settings, plan_front
@@ -143,6 +146,84 @@ def test_a_plan_chosen_by_other_images_flatters_itself_less(planner):
             assert plan.planner in (PLANNERS if planner == "search" else (planner,))
     if planner == "search":
         assert np.mean(excess[True]) < 0.75 * np.mean(excess[False])
+
+
+def any_plan(table, costs, how, seed):
+    """A plan by any of the ways; None where nothing can be certified."""
+    small = {"uniform": VALUES, "seed": seed, "effort": 0.02}
+    if how in ("pareto-testing", "fixed-sequence"):
+        risk = Risk(loss="consistency", risk=0.15, confidence=0.9)
+        try:
+            return plan_with_guarantee(table, costs, risk, method=how, **small)
+        except AccuracyError:
+            return None
+    planner, _, held_out = how.partition("/")
+    return plan_exits(table, costs, drop(1.0), planner=planner, held_out=bool(held_out), **small)
+
+
+HOWS = (
+    "search", "search/held-out", "stopping", "uniform", "uniform/held-out", "pareto-testing",
+    "fixed-sequence",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("how", HOWS)
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 10_000), data=st.data())
+def test_no_plan_has_an_exit_that_no_calibration_image_takes(how, seed, data):
+    table = lifelike_table(200, 4, seed)
+    shy = data.draw(st.sets(st.integers(0, 3), max_size=2))
+    for exit_ in shy:  # it scores below a bar of one threshold for all, or not at all
+        table.scores[:, exit_] = data.draw(st.sampled_from([0.0, np.nan]))
+    plan = any_plan(table, costs_from_table(table), how, seed)
+    if plan is None:
+        return
+    settings_ = hand_made_settings(table, plan.exits, plan.thresholds) if plan.exits else None
+    used = set() if settings_ is None else set(leaving(table, settings_).tolist())
+    assert used >= set(plan.exits)
+    if how != "pareto-testing":  # whose rates are of the other half alone
+        assert all(rate > 0 for rate in plan.exit_rates[:-1])
+
+
+@pytest.mark.parametrize("how", HOWS)
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 10_000), data=st.data())
+def test_a_plan_is_cheaper_than_the_whole_network_or_is_the_whole_network(how, seed, data):
+    table = lifelike_table(200, 3, seed)
+    costs = ExitCosts(
+        segments=np.array([1.0, 1.0, 1.0, 1.0]),
+        checks=np.array(data.draw(st.lists(st.floats(0, 3), min_size=3, max_size=3))),
+        unit="ms",
+        source="made up",
+        whole=data.draw(st.sampled_from([None, 0.5, 2.0, 3.9])),
+    )
+    plan = any_plan(table, costs, how, seed)
+    if plan is None:
+        return
+    assert plan.cost.full == costs.full
+    if plan.exits:
+        assert plan.cost.expected < costs.full
+        assert plan.refused is None
+    else:
+        assert plan.cost.expected == costs.full
+        assert plan.accuracy.correct == plan.accuracy.full_correct
+        assert plan.exit_rates == (1.0,)
+    if plan.refused is not None:
+        assert plan.refused.expected >= costs.full
+
+
+def test_exits_that_save_nothing_are_refused_and_told():
+    table = sorted_table((40, 30, 20, 10), (0.3, 0.8, 0.5))
+    costs = replace(free_checks(3), unit="ms", whole=1.5)
+    plan = plan_exits(table, costs, drop(0.0))
+    # With exits it takes 2 ms on average, two segments of 1 ms; in one piece 1.5 ms.
+    assert (plan.exits, plan.thresholds, plan.cost.expected) == ((), (), 1.5)
+    assert plan.refused is not None
+    assert plan.refused.exits == (0, 1, 2)
+    assert plan.refused.expected == pytest.approx(2.0)
+    cheap = plan_exits(table, replace(costs, whole=2.05), drop(0.0))
+    assert (cheap.exits, cheap.refused) == ((0, 1, 2), None)
+    assert cheap.cost.share == pytest.approx(2 / 2.05)
 
 
 def test_a_budget_below_the_first_exit_is_refused(table, front):
