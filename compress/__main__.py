@@ -1,8 +1,13 @@
-"""`python -m compress VERB …` is `python -m compress.VERB …`."""
+"""`early-exit VERB …` and `python -m compress VERB …` are `python -m compress.VERB …`."""
 
 import importlib
+import importlib.metadata
+import os
 import sys
 
+from compress.cli import PROGRAM
+
+DISTRIBUTION = "early-exit-compress"
 VERBS = {
     "adopt": "make a checkpoint describe its images and classes",
     "benchmark": "latency, memory, operations and energy, side by side",
@@ -29,12 +34,17 @@ def main() -> int:
         code: int = door.main(sys.argv[2:])
         return code
     wanted = " ".join(sys.argv[1:2])
+    if wanted == "--version":
+        print(f"{DISTRIBUTION} {importlib.metadata.version(DISTRIBUTION)}")
+        return 0
     asked_for_help = wanted in ("-h", "--help")
-    lines = ["usage: python -m compress VERB [options]", ""]
+    program = os.path.basename(sys.argv[0])
+    program = program if program == PROGRAM else "python -m compress"
+    lines = [f"usage: {program} VERB [options]", ""]
     lines += [f"  {verb:13} {words}" for verb, words in VERBS.items()]
-    lines += ["", "python -m compress VERB -h tells more"]
+    lines += ["", f"{program} VERB -h tells more, {program} --version which version this is"]
     if wanted and not asked_for_help:
-        lines.insert(0, f"python -m compress: error: {wanted!r} is no verb")
+        lines.insert(0, f"{program}: error: {wanted!r} is no verb")
     print("\n".join(lines), file=sys.stdout if asked_for_help else sys.stderr)
     return 0 if asked_for_help else 2
 

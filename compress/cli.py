@@ -15,6 +15,7 @@ from typing import Any, Callable, List, Optional, Tuple, Union
 from compress.errors import CompressError, ToolchainError, UserInputError, disk_error
 
 __all__ = [
+    "PROGRAM",
     "HelpFormatter",
     "add_common_options",
     "one_or_each",
@@ -26,12 +27,18 @@ __all__ = [
     "run_door",
 ]
 
+PROGRAM = "early-exit"  # what an installation calls `python -m compress`
 PATH = re.compile(r"\S{1,200}")
 BLOCK = re.compile(r"(?:blocks\.)?(0|[1-9][0-9]{0,5})")  # as compress.models.exit_spelling
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Show defaults, and keep the examples of the epilog as they are laid out."""
+    """Show defaults where there are some, and keep the examples of the epilog as they stand."""
+
+    def _get_help_string(self, action: argparse.Action) -> Optional[str]:
+        if action.default is None or action.default is False or action.default in ([], ()):
+            return action.help  # "(default: None)" tells nobody anything
+        return super()._get_help_string(action)
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
@@ -104,6 +111,7 @@ def run_door(
     """
     for stream in (sys.stdout, sys.stderr):  # before anything is printed, the help too
         _replace_unknown_characters(stream)
+    _name_as_typed(parser)
     options = parser.parse_args(argv)
     _set_up_logging(options)
     try:
@@ -133,6 +141,22 @@ def run_door(
             raise
         print(f"{parser.prog}: error: {told}", file=sys.stderr)
         return told.exit_code
+
+
+def _name_as_typed(parser: argparse.ArgumentParser) -> None:
+    """Call the program in help and errors as the user did: by its installed name, or by Python."""
+    if os.path.basename(sys.argv[0]) != PROGRAM:
+        return
+    parser.prog = _as_typed(parser.prog)
+    parser.epilog = parser.epilog and _as_typed(parser.epilog)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for each in action.choices.values():
+                _name_as_typed(each)
+
+
+def _as_typed(text: str) -> str:
+    return re.sub(r"python -m compress[. ](?=\w)", f"{PROGRAM} ", text)
 
 
 def printable(text: str) -> str:

@@ -13,6 +13,7 @@ from compress.cli import (
     run_door,
 )
 from compress.door_options import add_data, add_opening, cache_of, opening_of
+from compress.files import check_readable
 
 __all__ = ["main"]
 
@@ -55,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _work(options: argparse.Namespace) -> int:
+    check_readable(options.checkpoint, "checkpoint")
     exits = parse_positions(options.exits, "--exits")
     thresholds = parse_numbers(options.threshold, "--threshold", float)
     from compress.exits.evaluation import EvaluateJob, evaluate_checkpoint

@@ -9,10 +9,12 @@ from compress.cli import (
     add_common_options,
     one_or_each,
     parse_numbers,
+    parse_positions,
     print_report,
     run_door,
 )
 from compress.door_options import add_data, add_opening, cache_of, opening_of
+from compress.files import check_readable
 
 __all__ = ["main"]
 
@@ -40,7 +42,8 @@ def _parser() -> argparse.ArgumentParser:
     add("checkpoint", type=Path, nargs="?", help=words)
     words = "one segment up to each exit, with its head and gate inside"
     add("--split-exits", action="store_true", help=words)
-    add("--exits", metavar="BLOCKS", help="blocks whose exits are exported, such as 7,8,9 (all)")
+    words = "exits that are exported, by blocks or modules: 7,8,9 or layer1.8,layer2.4 (all)"
+    add("--exits", metavar="POSITIONS", help=words)
     words = "leave where gate >= T; or one for each exit, such as 0.8,0.7,0.9"
     add("--thresholds", metavar="T", help=words)
     add("--plan", type=Path, metavar="FILE", help="plan.json that names exits and thresholds")
@@ -66,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _work(options: argparse.Namespace) -> int:
-    exits = parse_numbers(options.exits, "--exits", int)
+    if options.checkpoint is not None:
+        check_readable(options.checkpoint, "checkpoint")
+    exits = parse_positions(options.exits, "--exits")
     thresholds = parse_numbers(options.thresholds, "--thresholds", float)
     from compress.export.export_job import (
         ExportJob,

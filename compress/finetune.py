@@ -7,6 +7,7 @@ from typing import Any
 
 from compress.cli import HelpFormatter, add_common_options, print_report, run_door
 from compress.door_options import add_data, add_opening, cache_of, opening_of
+from compress.files import check_readable
 from compress.finetune_options import (
     add_distillation,
     add_settings,
@@ -74,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _work(options: argparse.Namespace) -> int:
+    if options.checkpoint is not None:
+        check_readable(options.checkpoint, "checkpoint")
     report = _trained(options)
     if report is None:  # not the main process
         return 0

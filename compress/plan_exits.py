@@ -16,7 +16,7 @@ from compress.cli import (
 )
 from compress.door_options import add_data, add_opening, cache_of, opening_of
 from compress.errors import UserInputError
-from compress.files import check_output
+from compress.files import check_output, check_readable
 
 if TYPE_CHECKING:
     from compress.planning.job import PlanJob
@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _work(options: argparse.Namespace) -> int:
+    check_readable(options.source, "checkpoint or replay table")
     if options.bundle is not None:
         return _recalibrate(options)
     if options.budget_ms is not None and options.costs is None:

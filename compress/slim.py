@@ -6,6 +6,7 @@ from pathlib import Path
 
 from compress.cli import HelpFormatter, add_common_options, print_json, run_door
 from compress.door_options import add_data, add_opening, cache_of, opening_of
+from compress.files import check_readable
 
 __all__ = ["main"]
 
@@ -25,9 +26,18 @@ calibration split is written
 """
 
 
+def _ratio(text: str) -> float:
+    """Return a share of "0.4" or "40%".
+
+    >>> _ratio("40%")
+    0.4
+    """
+    return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+
+
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        _ratio(text)
     except ValueError:
         return False
     return True
@@ -65,10 +75,10 @@ def _parser() -> argparse.ArgumentParser:
     amount = parser.add_mutually_exclusive_group(required=True)
     amount.add_argument(
         "--ratio",
-        type=float,
+        type=_ratio,
         nargs="+",
         metavar="R",
-        help="share of channels to remove, 0 <= R < 1; several give several networks",
+        help="share of channels to remove, 0 <= R < 1 or 40%%; several give several networks",
     )
     for kind in ("macs", "params", "latency"):
         words = f"find the ratio that leaves at most this share of the {kind}"
@@ -98,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _work(options: argparse.Namespace) -> int:
+    check_readable(options.checkpoint, "checkpoint")
     from compress.slimming.candidates import Mending
     from compress.slimming.job import SlimJob, slim_checkpoint
     from compress.slimming.slim import SlimOptions

@@ -16,6 +16,7 @@ from compress.runtime import cuda, trtexec
 from compress.runtime.engines import ENGINES, read_engines
 from compress.runtime.manifest import read_manifest
 from compress.runtime.trtexec import find_trtexec
+from tests.runtime import crossing_bundle
 from tests.runtime.tiny_bundle import write_bundle
 from tools.tensorrt_fixtures import FOLDER, is_installed
 
@@ -202,6 +203,14 @@ def test_a_fixed_batch_gives_trtexec_no_shapes(tmp_path, install):
     manifest = write_bundle(tmp_path, batch=(1, 1))
     install("10.3")
     assert not any("Shapes" in each for each in find_trtexec().commands(tmp_path, manifest))
+
+
+def test_trtexec_is_told_the_range_of_every_input(tmp_path, install):
+    manifest = crossing_bundle.write_bundle(tmp_path)
+    install("10.3")
+    last = find_trtexec().commands(tmp_path, manifest)[-1]
+    assert "--minShapes=hidden_0:1x8,hidden_3:1,hidden_4:1x8 " in last
+    assert "--maxShapes=hidden_0:8x8,hidden_3:8,hidden_4:8x8" in last
 
 
 @pytest.mark.parametrize(

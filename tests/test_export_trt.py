@@ -64,7 +64,15 @@ def test_json_is_one_object(checkpoint, capsys, tmp_path):
     ("arguments", "code", "message"),
     [
         pytest.param(["nowhere.pth"], 3, "does not exist", id="missing"),
-        pytest.param(["--exits", "a,b", "@"], 3, "'a,b'; expected numbers", id="exits"),
+        pytest.param(
+            ["--split-exits", "--exits", "0,", "@"], 3, "'0,'; expected blocks", id="exits"
+        ),
+        pytest.param(
+            ["--split-exits", "--exits", "layer1.0", "@"],
+            3,
+            "behind layer1.0; expected some of 0",
+            id="no-such-exit",
+        ),
         pytest.param(["--exits", "0", "@"], 3, "given without --split-exits", id="unsplit"),
         pytest.param(["--target", "jetpack", "@"], 3, "jetpack", id="target"),
         pytest.param(["--batch", "2:4", "@"], 3, "--batch is '2:4'", id="batch"),

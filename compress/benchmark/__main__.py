@@ -4,7 +4,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from compress.cli import HelpFormatter, add_common_options, parse_numbers, print_report, run_door
+from compress.cli import (
+    HelpFormatter,
+    add_common_options,
+    parse_numbers,
+    parse_positions,
+    print_report,
+    run_door,
+)
 from compress.door_options import add_data, add_opening, cache_of, opening_of
 
 __all__ = ["main"]
@@ -39,8 +46,8 @@ def _parser() -> argparse.ArgumentParser:
         "leave at gate >= T: one for all exits, or one for each as in 0.8,0.7 (those of a bundle)"
     )
     add("--threshold", metavar="T", help=words)
-    words = "blocks whose exits are deployed, of a checkpoint, such as 7,8,9 (all)"
-    add("--exits", metavar="BLOCKS", help=words)
+    words = "exits that are deployed, of a checkpoint, such as 7,8,9 or layer2.4,layer3.1 (all)"
+    add("--exits", metavar="WHERE", help=words)
     words = "that each network runs in each measurement; 10 or more for energy"
     add("--seconds", type=float, default=10.0, metavar="S", help=words)
     add("--threads", type=int, metavar="N", help="inside an operation (as many as torch takes)")
@@ -73,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 def _work(options: argparse.Namespace) -> int:
     batches = parse_numbers(options.batch, "--batch", int)
     thresholds = parse_numbers(options.threshold, "--threshold", float)
-    exits = parse_numbers(options.exits, "--exits", int)
+    exits = parse_positions(options.exits, "--exits")
     from compress.benchmark.job import BenchmarkJob, SubjectSpec, benchmark
     from compress.training.processes import resolve_device
 

@@ -22,16 +22,17 @@ from compress.exits.replay import exit_numbers
 from compress.files import sha256_of
 from compress.measure.device_profile import DeviceProfile
 from compress.measure.op_profile import OpProfile, device_profile_of, profile_operations
-from compress.models.early_exit import GFNetDynn, with_exits
-from compress.models.gfnet import GFNet
+from compress.measure.op_ranges import has_alike_blocks
+from compress.measure.segment_times import segment_profile_of
+from compress.models.exit_spelling import Position, last_position
 from compress.models.outputs import logits_of
+from compress.models.with_exits import WithExits, depth_of
 from compress.opened import check_forward, open_checkpoint
-from compress.runtime.decision import fires
 from compress.runtime.dispatcher import Dispatcher
 from compress.runtime.manifest import MANIFEST
 from compress.runtime.thresholds import check_thresholds
 
-__all__ = ["BundleSubject", "CheckpointSubject", "run_early"]
+__all__ = ["BundleSubject", "CheckpointSubject"]
 
 
 class CheckpointSubject(Subject):
@@ -53,7 +54,7 @@ class CheckpointSubject(Subject):
         self.name, self.sha256 = name, opened.checkpoint.sha256
         self.network = opened.display_name
         self.thresholds = _bars(model, spec)
-        self.positions = _blocks(model)
+        self.positions = _positions(model)
         self.preprocessing = opened.preprocessing
         self.device = torch.device(options.device)
         self.uses_gpu = self.device.type == "cuda"
@@ -73,21 +74,27 @@ class CheckpointSubject(Subject):
         )
 
     def device_profile(self, images: Tensor, **about: Any) -> DeviceProfile:
-        """Return a profile by operations, of images that all run the whole way."""
+        """Return a profile of images that all run the whole way.
+
+        By operations of a network whose blocks are alike, which predicts other exits too; else by
+        segments, with exit checks told apart.
+        """
+        singles = images.split(1)
+        if isinstance(self.model, WithExits) and not has_alike_blocks(self.model):
+            return segment_profile_of(self.model, singles, **about)
         never = [1.0] * self.exits
-        return device_profile_of(
-            profile_operations(self.model, images.split(1), thresholds=never), **about
-        )
+        return device_profile_of(profile_operations(self.model, singles, thresholds=never), **about)
 
     def _chosen_run(self) -> Callable[[Tensor], Outcome]:
         model = self.model
-        if not isinstance(model, GFNetDynn):
+        if not isinstance(model, WithExits):
             return lambda images: _whole(logits_of(model(images)), 0)
         bars = list(self.thresholds)
 
         def early(images: Tensor) -> Outcome:
             if len(images) > 1:
-                return run_early(model, images, bars)
+                logits, exits = model.forward_early_batch(images, bars)
+                return logits.argmax(-1).tolist(), exits
             logits, number = model.forward_early(images, bars)
             return _whole(logits, number)
 
@@ -152,39 +159,15 @@ def _whole(logits: Tensor, number: int) -> Outcome:
     return logits.argmax(-1).tolist(), [number] * len(logits)
 
 
-def run_early(model: GFNetDynn, images: Tensor, bars: Sequence[float]) -> Outcome:
-    """As the dispatcher does: images that left do not travel on."""
-    classes, exits = [0] * len(images), [len(bars)] * len(images)
-    alive = torch.arange(len(images))
-    x, done = model.embed(images), 0
-    for number, (position, bar) in enumerate(zip(model.config["exits"], bars, strict=True)):
-        x, done = model.run_blocks(x, done, position + 1), position + 1
-        logits, gates = model.exit_outputs(number, x)
-        leaves = torch.from_numpy(fires(torch.sigmoid(gates).double().cpu().numpy(), bar))
-        _note(classes, alive[leaves], logits[leaves.to(logits.device)])
-        for place in alive[leaves].tolist():
-            exits[place] = number
-        if leaves.all():
-            return classes, exits
-        alive, x = alive[~leaves], x[(~leaves).to(x.device)]
-    _note(classes, alive, model.classify(model.pool(model.run_blocks(x, done))))
-    return classes, exits
-
-
-def _note(classes: list[int], places: Tensor, logits: Tensor) -> None:
-    for place, number in zip(places.tolist(), logits.argmax(-1).tolist(), strict=True):
-        classes[place] = number
-
-
 def _deployed(model: nn.Module, spec: SubjectSpec) -> nn.Module:
-    if not isinstance(model, GFNetDynn) or spec.exits is None:
+    if not isinstance(model, WithExits) or spec.exits is None:
         return model
-    exit_numbers(spec.exits, model.config["exits"])  # they must be there: heads are not invented
-    return with_exits(model, spec.exits)
+    exit_numbers(spec.exits, model.positions)  # they must be there: heads are not invented
+    return model.with_positions(spec.exits)
 
 
 def _bars(model: nn.Module, spec: SubjectSpec) -> tuple[float, ...]:
-    if not isinstance(model, GFNetDynn):
+    if not isinstance(model, WithExits):
         return ()
     if spec.thresholds is None:
         raise UserInputError(
@@ -194,10 +177,10 @@ def _bars(model: nn.Module, spec: SubjectSpec) -> tuple[float, ...]:
     return tuple(check_thresholds(_plain(spec.thresholds), len(model.gates)))
 
 
-def _blocks(model: nn.Module) -> tuple[int, ...] | None:
-    if not isinstance(model, GFNet):
-        return None
-    return (*model.config.get("exits", ()), len(model.blocks) - 1)
+def _positions(model: nn.Module) -> tuple[Position, ...] | None:
+    """Of a network without exits the last block alone, where it has blocks."""
+    ends, depth = model.positions if isinstance(model, WithExits) else (), depth_of(model)
+    return (*ends, last_position(depth)) if ends or depth else None
 
 
 def _plain(thresholds: float | Sequence[float]) -> float | Sequence[float]:

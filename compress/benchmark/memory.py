@@ -25,7 +25,7 @@ from torch import Tensor
 from compress.benchmark.lineup import open_subject
 from compress.benchmark.subject import OpenOptions, SubjectSpec
 from compress.errors import ToolchainError
-from compress.models.early_exit import GFNetDynn
+from compress.models import build
 from compress.runtime.gather_model import gather_model
 
 __all__ = ["HOW", "PeakMemory", "peak_memory", "read_peak"]
@@ -134,10 +134,11 @@ def _warm_up_torch() -> None:
         "width": 8,
         "depth": 2,
         "num_classes": 2,
+        "exits": [0],
     }
     with torch.device("meta"):  # as checkpoints are opened
-        GFNetDynn(exits=[0], **tiny)
-    GFNetDynn(exits=[0], **tiny).eval().forward_early(torch.zeros(1, 3, 16, 16), 1.0)
+        build("gfnet_dynn", tiny)
+    build("gfnet_dynn", tiny).eval()(torch.zeros(1, 3, 16, 16))
 
 
 def _warm_up_onnxruntime() -> None:

@@ -9,7 +9,6 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from math import fsum
 from pathlib import Path
 from statistics import median
@@ -20,11 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.errors import ToolchainError
+from compress.export.bundle_replay import DEPTH
 from compress.measure.device_profile import DeviceProfile
 from compress.measure.op_profile import Operation, OpProfile
+from compress.models.exit_spelling import (
+    FINAL_HEAD,
+    Position,
+    check_order,
+    last_position,
+    spelled,
+)
 from compress.optional import require
+from compress.runtime.decision import fires
 from compress.runtime.dispatcher import Dispatcher
-from compress.runtime.manifest import Manifest, Segment
+from compress.runtime.manifest import Manifest
 from compress.runtime.onnxruntime_session import SLOWER
 
 __all__ = [
@@ -127,17 +135,28 @@ def segment_profile(
         network=dispatcher.manifest.name,
         source=f"{len(images)} images by the dispatcher on {dispatcher.backend.name}",
         segments_ms=tuple(segments_ms(dispatcher, images)),
+        exits=_ends(dispatcher.manifest),
         outside_ms=max(0.0, median(besides)),
         net_power_w=net_power_w,
     )
 
 
-def positions_of(manifest: Manifest) -> tuple[int, ...] | None:
-    """Return the last block of every segment; None where the network has no blocks."""
-    ends = [segment.blocks[1] for segment in manifest.segments]
-    if ends[0] < 1 or any(a >= b for a, b in pairwise(ends)):
-        return None
-    return tuple(end - 1 for end in ends)
+def positions_of(manifest: Manifest) -> tuple[Position, ...] | None:
+    """Return where the exits stand, then what the final head is called.
+
+    None where there are no exits, and it is not known how many blocks the network has.
+    """
+    noted, ends = manifest.notes.get(DEPTH, 0), _ends(manifest)
+    try:
+        depth = noted if isinstance(noted, int) else 0
+        check_order(ends, depth)
+    except ValueError:  # the notes of a manifest are checked by nobody before
+        depth = 0
+    return (*ends, last_position(depth)) if ends or depth else None
+
+
+def _ends(manifest: Manifest) -> tuple[Position, ...]:
+    return tuple(spelled(part.at) for part in manifest.segments if part.at is not None)
 
 
 def profile_operators(
@@ -221,23 +240,18 @@ def _profiling_session(model: Path, prefix: Path, threads: int) -> Any:
 
 def _run_early(sessions: Sequence[Any], manifest: Manifest, batch: NDArray[np.float32]) -> None:
     """One image along the segments, until a gate lets it go."""
-    taken: Any = batch
+    known: dict[str, Any] = {manifest.image.name: batch}  # every tensor that was made, by name
     for session, segment in zip(sessions, manifest.segments, strict=True):
-        outputs = _run(session, segment, taken)
-        if segment.threshold is None or float(outputs["gate"].ravel()[0]) >= segment.threshold:
+        feeds = {spec.file_name: known[spec.name] for spec in segment.inputs}
+        values = session.run([spec.file_name for spec in segment.outputs], feeds)
+        known |= {s.name: value for s, value in zip(segment.outputs, values, strict=True)}
+        if segment.threshold is None or fires(known["gate"].ravel(), segment.threshold)[0]:
             return
-        taken = outputs["hidden"]
-
-
-def _run(session: Any, segment: Segment, taken: Any) -> dict[str, Any]:
-    names = [spec.name for spec in segment.outputs]
-    values = session.run(names, {segment.inputs[0].name: taken})
-    return dict(zip(names, values, strict=True))
 
 
 def _segment_name(number: int, manifest: Manifest) -> str:
-    first, stop = manifest.segments[number].blocks
-    if stop <= first:
+    """Such as "segment 1 (to layer2.4)"; a network in one piece has no name for it."""
+    if manifest.exits == 0:
         return f"segment {number}"
-    blocks = f"block {first}" if stop == first + 1 else f"blocks {first}-{stop - 1}"
-    return f"segment {number} ({blocks})"
+    to = (*_ends(manifest), FINAL_HEAD)[number]
+    return f"segment {number} (to {f'block {to}' if isinstance(to, int) else to})"

@@ -14,6 +14,7 @@ from torch import Tensor
 from compress.data.image_data import Preprocessing
 from compress.measure.device_profile import DeviceProfile
 from compress.measure.op_profile import OpProfile
+from compress.models.exit_spelling import Position
 from compress.opened import Opening
 
 __all__ = ["OpenOptions", "Outcome", "Subject", "SubjectSpec"]
@@ -30,14 +31,14 @@ class SubjectSpec:
         name: None takes the name of the file, or its path where names repeat.
         thresholds: one for all exits or one for each; None takes those of the bundle. A checkpoint
             with exits needs them; without exits they mean nothing.
-        exits: blocks whose exits are deployed, of a checkpoint; None is all.
+        exits: positions of the exits that are deployed, of a checkpoint; None is all.
         opening: how it is opened, a checkpoint; None is as all others.
     """
 
     path: Path
     name: str | None = None
     thresholds: float | Sequence[float] | None = None
-    exits: Sequence[int] | None = None
+    exits: Sequence[Position] | None = None
     opening: Opening | None = None
 
 
@@ -70,7 +71,8 @@ class Subject:
         image_shape: (C, H, W) that it takes.
         classes: K.
         thresholds: of its exits, none without.
-        positions: last block before each exit, the last block of the network last; None unknown.
+        positions: where the exits stand, then what the final head is called: the last block, where
+            the network is counted in blocks; None unknown.
         preprocessing: that it was trained with; None takes that of the data.
         max_batch: images that it takes at a time; None any number.
         uses_gpu: whether it runs there.
@@ -84,7 +86,7 @@ class Subject:
     image_shape: tuple[int, ...]
     classes: int
     thresholds: tuple[float, ...] = ()
-    positions: tuple[int, ...] | None = None
+    positions: tuple[Position, ...] | None = None
     preprocessing: Preprocessing | None = None
     max_batch: int | None = None
     uses_gpu: bool = False

@@ -15,8 +15,9 @@ from compress.cli import (
 )
 from compress.door_options import add_data, add_opening, cache_of, opening_of
 from compress.errors import UserInputError
+from compress.files import check_readable
 from compress.finetune_options import add_exit_settings, add_settings, exit_config
-from compress.models.exit_kinds import HEAD_KINDS
+from compress.head_kinds import HEAD_KINDS
 
 if TYPE_CHECKING:
     from compress.measure.exit_positions import ExitPosition
@@ -78,6 +79,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
 
 
 def _work(options: argparse.Namespace) -> int:
+    check_readable(options.checkpoint, "checkpoint")
     return _list(options) if options.verb == "list" else _train(options)
 
 

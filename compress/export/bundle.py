@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from compress.export.bundle_replay import CHECK_MACS, DEPTH
 from compress.export.chain import Tensors, run_chain
 from compress.export.cut import GraphSegment, cut_graph
 from compress.export.deployed_form import deployed_form, in_half
@@ -29,7 +30,7 @@ from compress.export.whole_network import WholeNetwork, results_of_exits
 from compress.files import sha256_of
 from compress.measure.exit_macs import exit_check_macs, macs_per_exit
 from compress.measure.macs import count_macs
-from compress.models.with_exits import WithExits
+from compress.models.with_exits import WithExits, depth_of
 from compress.runtime.manifest import Segment, TensorSpec
 
 if TYPE_CHECKING:
@@ -93,15 +94,16 @@ def write_segments(
     network = deployed_form(source.model)
     exported = in_half(network) if precision == "fp16" else network
     whole = _whole_graph(exported, source, target, max_batch)
-    check_lint(whole, target)
     parts = _cut(whole, source)
+    for part in parts:  # whose ends are inputs and outputs by now
+        check_lint(part.proto, target)
     written = [_Written(proto=part.proto, precision=precision) for part in parts]
     if precision == "int8" and calibration is not None:
         feeds = _feeds(parts, calibration[:INT8_IMAGES], max_batch)
         written = _in_int8(parts, feeds, target, keep_int8)
-    notes: dict[str, Any] = {}
+    notes: dict[str, Any] = {DEPTH: depth_of(network)}  # by which the final head is named
     if source.thresholds and isinstance(network, WithExits):
-        notes["check_macs"] = exit_check_macs(network, _shape(source))
+        notes[CHECK_MACS] = exit_check_macs(network, _shape(source))
     if precision == "int8":
         notes["int8_speedup"] = [each.gain for each in written]
     macs = _macs_of_segments(network, source)

@@ -6,6 +6,7 @@ that dispatches the bundle, so its gates are the very numbers that the dispatche
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from compress.data.image_data import Split
 from compress.errors import CompressError, UserInputError
 from compress.exits.replay import ReplayTable, Source, decide
-from compress.models.exit_spelling import Position, spelled
+from compress.models.exit_spelling import Position, check_order, spelled
 from compress.progress import progress_bar
 from compress.runtime.backend import Backend
 from compress.runtime.backends import open_backend
@@ -24,9 +25,12 @@ from compress.runtime.manifest import Manifest, read_manifest
 from compress.runtime.preprocessing import Preprocessing
 from compress.runtime.reference_rates import ReferenceRates
 
-__all__ = ["CHECK_MACS", "reference_rates", "replay_bundle"]
+__all__ = ["CHECK_MACS", "DEPTH", "reference_rates", "replay_bundle"]
 
-CHECK_MACS = "check_macs"  # a note of the manifest: multiply-adds of head and gate of every exit
+# Notes of the manifest: multiply-adds of head and gate of every exit; blocks of the network, where
+# its exits are told by them.
+CHECK_MACS = "check_macs"
+DEPTH = "depth"
 
 
 def replay_bundle(
@@ -63,7 +67,7 @@ def replay_bundle(
     manifest = read_manifest(Path(bundle))
     size = manifest.batch[1] if batch_size is None else batch_size
     preprocessing = _check(manifest, split, source, size)
-    check_macs = _check_macs(manifest)
+    check_macs, depth = _check_macs(manifest), _depth(manifest)
     runner = open_backend(backend, Path(bundle), manifest, threads=threads)
     try:
         parts, total = [], -(-len(split) // size)
@@ -81,7 +85,7 @@ def replay_bundle(
         scores=scores,
         labels=labels,
         positions=_positions(manifest),
-        depth=0,
+        depth=depth,
         macs=np.array(list(accumulate(s.macs for s in manifest.segments)), dtype=np.int64),
         check_macs=np.array(check_macs, dtype=np.int64),
         source=source,
@@ -153,6 +157,19 @@ def _check_macs(manifest: Manifest) -> list[int]:
     raise UserInputError(
         f"the manifest of {manifest.name} gives {CHECK_MACS} as {found!r:.60}; expected one whole "
         f"number for each of {manifest.exits} exits, so export the bundle again"
+    )
+
+
+def _depth(manifest: Manifest) -> int:
+    """Return the blocks of the network, from the notes; 0 where it is not counted in blocks."""
+    found: Any = manifest.notes.get(DEPTH, 0)
+    if _is_count(found):
+        with suppress(ValueError):
+            check_order(_positions(manifest), found)
+            return int(found)
+    raise UserInputError(
+        f"the manifest of {manifest.name} gives {DEPTH} as {found!r:.60}; expected how many blocks "
+        "the network has, with its exits among them, so export the bundle again"
     )
 
 

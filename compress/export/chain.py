@@ -51,7 +51,9 @@ def run_segment(session: Any, living: Mapping[str, NDArray[Any]]) -> Tensors:
     Returns:
         All that it gives, by name.
     """
-    feed = {e.name: living[e.name].astype(TYPES[e.type], copy=False) for e in session.get_inputs()}
+    feed: Tensors = {
+        e.name: living[e.name].astype(TYPES[e.type], copy=False) for e in session.get_inputs()
+    }
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, feed), strict=True))
 

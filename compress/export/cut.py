@@ -272,7 +272,9 @@ def _written(
     own = [_spec(name, values[value]) for value, name in results.items()]
     batch = proto.graph.input[0].type.tensor_type.shape.dim[0]
     segment.graph.input.extend(_info(spec[value], batch) for value in takes)
-    segment.graph.output.extend(_info(each, batch) for each in (*map(spec.get, gives), *own))
+    segment.graph.output.extend(
+        _info(each, batch) for each in (*(spec[value] for value in gives), *own)
+    )
     tidy_(segment)
     return GraphSegment(
         proto=segment,

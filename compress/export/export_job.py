@@ -354,7 +354,10 @@ def _parity(
 ) -> BundleParity:
     return measure_parity(
         files.network,
-        [onnx_session(folder / segment.file) for segment in files.segments],
+        [
+            onnx_session(folder / segment.file, half=segment.precision == "fp16")
+            for segment in files.segments
+        ],
         None if files.in_float is None else [onnx_session(each) for each in files.in_float],
         source.images,
         manifest.thresholds,

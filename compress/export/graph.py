@@ -73,6 +73,8 @@ def graph_from_module(
             f"torch cannot export the network to ONNX: {told_whole(err)}"
         ) from err
     graph = program.model_proto  # type: ignore[union-attr]
+    if free_batch:
+        _check_free(graph)
     name_outputs_(graph, output_names)
     constants_to_initializers_(graph)
     if rewrite_transforms_(graph):
@@ -108,6 +110,17 @@ def _in_real_numbers(module: nn.Module, example: Tensor, shapes: Any) -> Any:
         logger.info("not traced for complex tensors: %s", err)
         return module
     return real_form(program) or program
+
+
+def _check_free(graph: Any) -> None:
+    """Raise UnsupportedModelError where the number of images of the example was baked in."""
+    batch = graph.graph.input[0].type.tensor_type.shape.dim[0]
+    if batch.HasField("dim_value"):
+        raise UnsupportedModelError(
+            f"torch exports the network for {batch.dim_value} images alone, as its forward takes "
+            "their number as a plain one; expected x.shape[0] in place of len(x) there, or export "
+            "for one image at a time, with --batch 1"
+        )
 
 
 def _drop_traces(graph: Any) -> None:

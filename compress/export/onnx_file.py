@@ -19,7 +19,7 @@ from compress.export.network_outputs import LOGITS, as_returned, exported_output
 from compress.export.output_error import output_errors, worst_output
 from compress.files import replacing, sha256_of
 from compress.optional import require
-from compress.runtime.onnxruntime_session import SLOWER
+from compress.runtime.onnxruntime_session import turned_off
 
 __all__ = ["OnnxExport", "Parity", "onnx_from_module", "onnx_session", "session_runner"]
 
@@ -88,12 +88,13 @@ def onnx_from_module(
     return OnnxExport(path=Path(path), sha256=sha256_of(path), opset=OPSET, parity=parity)
 
 
-def onnx_session(model: Any, *, threads: int | None = None) -> Any:
+def onnx_session(model: Any, *, threads: int | None = None, half: bool = False) -> Any:
     """Open an ONNX file, or a graph in memory, in ONNX Runtime on the CPU.
 
     Args:
         model: the path of the file, or an `onnx.ModelProto`.
         threads: inside an operation; None takes as many as torch does, so that the two compare.
+        half: it computes in float16.
 
     Raises:
         ToolchainError: ONNX Runtime is missing or cannot read the file.
@@ -109,7 +110,10 @@ def onnx_session(model: Any, *, threads: int | None = None) -> Any:
     content = str(model) if is_file else model.SerializeToString()
     try:
         return ort.InferenceSession(
-            content, options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOWER
+            content,
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=turned_off(half),
         )
     except Exception as err:  # ONNX Runtime has a class of its own per status code
         raise ToolchainError(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compress.export.onnx_file import onnx_session
 from compress.optional import require
 
 if TYPE_CHECKING:
@@ -75,11 +76,11 @@ def _differs(
     before: "onnx.ModelProto", after: "onnx.ModelProto", feed: Mapping[str, Any]
 ) -> str | None:
     """Return how the numbers differ; None where they do not."""
+    half = any(tensor.data_type == 10 for tensor in before.graph.initializer)
     try:
-        wanted, found = _run(before, feed), _run(after, feed)
+        wanted, found = _run(before, feed, half), _run(after, feed, half)
     except Exception as err:  # ONNX Runtime has a class of its own per status code
         return f"ONNX Runtime cannot compare them ({err})"
-    half = any(tensor.data_type == 10 for tensor in before.graph.initializer)
     bar = TOLERANCES["float16" if half else "float32"]
     for output, old, new in zip(before.graph.output, wanted, found, strict=True):
         if not _equal(old, new, bar):
@@ -99,15 +100,8 @@ def _equal(old: Any, new: Any, bar: float) -> bool:
     return bool(np.linalg.norm(new - old) <= bar * np.linalg.norm(old))
 
 
-def _run(proto: "onnx.ModelProto", feed: Mapping[str, Any]) -> list[Any]:
-    ort = require("onnxruntime", "comparing ONNX graphs")
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = ort.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    return list(session.run(None, dict(feed)))
+def _run(proto: "onnx.ModelProto", feed: Mapping[str, Any], half: bool) -> list[Any]:
+    return list(onnx_session(proto, threads=1, half=half).run(None, dict(feed)))
 
 
 def _counts(proto: "onnx.ModelProto") -> Counter[str]:

@@ -67,8 +67,8 @@ class ExportSource:
     @property
     def exit_paths(self) -> tuple[str, ...]:
         """The module behind which each of the exported exits stands; none for the whole network."""
-        split = isinstance(self.model, WithExits) and self.thresholds
-        return self.model.exit_paths if split else ()  # type: ignore[operator,return-value]
+        model = self.model
+        return model.exit_paths if isinstance(model, WithExits) and self.thresholds else ()
 
 
 def open_export(

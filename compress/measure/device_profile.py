@@ -13,7 +13,7 @@ from typing import Any
 
 from compress.errors import UserInputError
 from compress.files import check_readable, write_json
-from compress.models.exit_positions import Position, position_of
+from compress.models.exit_spelling import Position, position_of
 
 __all__ = [
     "PER",

@@ -3,7 +3,8 @@
 Named ranges are laid around the operations of a copy of the network, and images are run through it
 one at a time, early exits taken. The breakdown of a GFNet is that of the logs: patch embedding,
 position, blocks, norm and pool, head, gate, final head; any other network is broken down by its
-layers. What lies between the ranges is a line of its own, so that the lines add up to the total.
+layers, and its exits by head and gate. What lies between the ranges is a line of its own, so that
+the lines add up to the total.
 
 Times are those of the host. On a CUDA device every range waits for its work, so that work counts
 where it belongs; this, and the profiler itself, make the sum longer than an undisturbed forward.
@@ -24,6 +25,7 @@ from compress.measure.device_profile import DeviceProfile, OperationTime
 from compress.measure.op_ranges import (
     BLOCKS,
     DECISION,
+    DECISIONS,
     EMBED,
     FINAL,
     FORWARD,
@@ -37,7 +39,8 @@ from compress.measure.op_ranges import (
     Ranges,
     lay_ranges_,
 )
-from compress.models.early_exit import GFNetDynn
+from compress.models.exit_spelling import Position, last_position
+from compress.models.with_exits import WithExits
 from compress.runtime.thresholds import check_thresholds
 
 __all__ = ["OpProfile", "Operation", "device_profile_of", "profile_operations"]
@@ -91,7 +94,7 @@ class OpProfile:
         images: that were run, one at a time.
         operations: in the order of the network; together they are the whole forward.
         leaving: images that left at each exit, the final head last; None without exits.
-        positions: the blocks behind which they leave, the last block last; None without exits.
+        positions: where they leave, the final head last; None without exits.
     """
 
     network: str
@@ -100,7 +103,7 @@ class OpProfile:
     images: int
     operations: tuple[Operation, ...]
     leaving: tuple[int, ...] | None = None
-    positions: tuple[int, ...] | None = None
+    positions: tuple[Position, ...] | None = None
 
     @property
     def total_ms(self) -> float:
@@ -213,18 +216,24 @@ def device_profile_of(
     """Return what predicts this network on this device at other thresholds.
 
     Args:
-        profile: of a GFNet with exits.
+        profile: of a network with exits whose blocks are alike, broken down by kind of operation.
         name: of the new profile.
         device: what was measured, in words.
         net_power_w: power under load less idle power, where it was measured.
 
     Raises:
-        UserInputError: the network has no exits, or no image reached the final head.
+        UserInputError: the network has no exits, is broken down by its layers, or no image reached
+            the final head.
     """
     if profile.positions is None:
         raise UserInputError(
             f"{profile.network} has no exits, so its profile predicts nothing; expected a network "
             "with exits"
+        )
+    if not all(each.name in RUNS_PER for each in profile.operations):
+        raise UserInputError(
+            f"the profile of {profile.network} is by its layers, which do not tell what an exit "
+            "elsewhere would cost; expected one by segments"
         )
     unseen = [each.name for each in profile.operations if each.hits == 0]
     if unseen:
@@ -248,7 +257,7 @@ def device_profile_of(
 
 def _forward(twin: nn.Module, bars: list[float] | None, exits: int) -> Callable[[Tensor], int]:
     """Return what runs one image and says at which exit it left."""
-    if bars is not None and isinstance(twin, GFNetDynn):
+    if bars is not None and isinstance(twin, WithExits):
         return lambda image: twin.forward_early(image, bars)[1]
 
     def whole(image: Tensor) -> int:
@@ -281,7 +290,7 @@ def _operations(totals: Totals, labels: Sequence[str]) -> tuple[Operation, ...]:
         hits, spent = totals[EMBED]
         totals[POSITION] = (hits, spent - totals[PATCH][1])
     inside = sum(totals.get(label, nothing)[1] for label in labels)
-    between = {DECISION: totals.get(GATE, nothing)[0], REST: images}
+    between = {DECISION: totals.get(GATE, nothing)[0], DECISIONS: images, REST: images}
     for label in between.keys() & set(labels):
         totals[label] = (between[label], max(0.0, forward - inside))
     lines = ((label, *totals.get(label, nothing)) for label in labels)
@@ -305,18 +314,18 @@ def _checked(image: Tensor, device: torch.device) -> Tensor:
 def _checked_thresholds(
     model: nn.Module, thresholds: float | Sequence[float] | None
 ) -> list[float] | None:
-    has_exits = isinstance(model, GFNetDynn)
+    has_exits = isinstance(model, WithExits)
     if has_exits != (thresholds is not None):
         have, need = ("exits", "them") if has_exits else ("no exits", "none")
         raise UserInputError(
             f"{type(model).__name__} has {have} and the thresholds {thresholds}; expected {need}"
         )
-    if thresholds is None or not isinstance(model, GFNetDynn):
+    if thresholds is None or not isinstance(model, WithExits):
         return None
     return check_thresholds(thresholds, len(model.gates))
 
 
-def _positions(model: nn.Module) -> tuple[int, ...] | None:
-    if not isinstance(model, GFNetDynn):
+def _positions(model: nn.Module) -> tuple[Position, ...] | None:
+    if not isinstance(model, WithExits):
         return None
-    return (*model.config["exits"], len(model.blocks) - 1)
+    return (*model.positions, last_position(model.depth))

@@ -8,12 +8,13 @@ import torch
 from torch import nn
 from torch.profiler import record_function
 
-from compress.models.early_exit import GFNetDynn
 from compress.models.gfnet import GFNet
+from compress.models.with_exits import WithExits
 
 __all__ = [
     "BLOCKS",
     "DECISION",
+    "DECISIONS",
     "EMBED",
     "FINAL",
     "FORWARD",
@@ -25,12 +26,13 @@ __all__ = [
     "PREFIX",
     "REST",
     "Ranges",
+    "has_alike_blocks",
     "lay_ranges_",
 ]
 
 PATCH, POSITION, BLOCKS, POOL = "patch embedding", "position", "blocks", "norm and pool"
 HEAD, GATE, FINAL = "head", "gate", "final head"
-DECISION, REST = "decision and loop", "the rest"
+DECISION, DECISIONS, REST = "decision and loop", "decisions and the rest", "the rest"
 FORWARD, EMBED = "forward", "embed"  # ranges that hold others
 PREFIX = "compress: "  # tells our ranges from torch's own
 
@@ -71,6 +73,11 @@ class Ranges:
         setattr(owner, method, self.around(label, getattr(owner, method)))
 
 
+def has_alike_blocks(model: nn.Module) -> bool:
+    """Whether one time a block tells of all of them, so that its operations are told by kind."""
+    return isinstance(model, GFNet)
+
+
 def lay_ranges_(twin: nn.Module, ranges: Ranges) -> list[str]:
     """Lay ranges around the operations of a network that is to be thrown away.
 
@@ -79,12 +86,23 @@ def lay_ranges_(twin: nn.Module, ranges: Ranges) -> list[str]:
     """
     if isinstance(twin, GFNet):
         return _lay_gfnet_ranges_(twin, ranges)
+    if not isinstance(twin, WithExits):
+        return [*_lay_layer_ranges_(twin, ranges), REST]
+    labels = _lay_layer_ranges_(twin.get_submodule("backbone"), ranges)
+    for number, gate in enumerate(twin.gates):
+        for head in twin.heads_of(number):
+            ranges.lay_(head, "forward", HEAD)
+        ranges.lay_(gate, "forward", GATE)
+    return [*labels, HEAD, GATE, DECISIONS]
+
+
+def _lay_layer_ranges_(network: nn.Module, ranges: Ranges) -> list[str]:
     labels = []
-    for name, module in twin.named_modules():
+    for name, module in network.named_modules():
         if next(module.children(), None) is None:
             labels.append(f"{name or 'network'} ({type(module).__name__})")
             ranges.lay_(module, "forward", labels[-1])
-    return [*labels, REST]
+    return labels
 
 
 def _lay_gfnet_ranges_(twin: GFNet, ranges: Ranges) -> list[str]:
@@ -94,7 +112,7 @@ def _lay_gfnet_ranges_(twin: GFNet, ranges: Ranges) -> list[str]:
         ranges.lay_(block, "forward", BLOCKS)
     ranges.lay_(twin, "pool", POOL)
     ranges.lay_(twin, "classify", FINAL)
-    if not isinstance(twin, GFNetDynn):
+    if not isinstance(twin, WithExits):
         return [PATCH, POSITION, BLOCKS, POOL, FINAL, REST]
     ranges.lay_(twin, "pool_exit", POOL)
     ranges.lay_(twin, "exit_logits", HEAD)

@@ -24,6 +24,7 @@ from typing import Any
 
 from compress.errors import UserInputError
 from compress.measure.device_profile import DeviceProfile
+from compress.models.exit_spelling import Position, joined
 from compress.runtime.power.energy import energy_per_image_mj
 
 __all__ = ["Prediction", "expected_hits", "predict"]
@@ -39,8 +40,8 @@ class Prediction:
         device: it was predicted for.
         forward_ms: in the network.
         outside_ms: besides.
-        whole_ms: in the whole network without exits; None where the profile cannot tell, which one
-            by segments cannot.
+        whole_ms: in the whole network without exits; None where the profile cannot tell, as one by
+            segments that was measured without it.
         net_energy_mj: of forward and what is besides, or None without a known power.
         parts: by name how often it runs for an image, and the milliseconds of that.
     """
@@ -90,25 +91,27 @@ class Prediction:
 
 
 def predict(
-    profile: DeviceProfile, leaving: Sequence[float], *, positions: Sequence[int] | None = None
+    profile: DeviceProfile, leaving: Sequence[float], *, positions: Sequence[Position] | None = None
 ) -> Prediction:
     """Return what an image is expected to take.
 
     Args:
         profile: of the device, for this network.
         leaving: images that leave at each exit, the final head last; counts or rates.
-        positions: the blocks behind which they leave, the last block of the network last; needed
-            for a profile by operations.
+        positions: where they leave. For a profile by operations these are blocks, the last block of
+            the network last; one by segments is of one choice of exits, which they must be.
 
     Raises:
         UserInputError: these do not fit one another, or are no counts.
     """
     shares = _shares(leaving)
     if profile.segments_ms:
-        parts, whole_ms = _by_segment(profile, shares), None
+        _check_segments(profile, len(shares), positions)
+        parts, whole_ms = _by_segment(profile, shares), profile.whole_ms
     else:
-        hits = expected_hits(leaving, _checked_positions(positions, len(shares), profile))
-        parts, whole_ms = _by_operation(profile, hits), _whole_ms(profile, positions)
+        blocks = _checked_blocks(positions, len(shares), profile)
+        hits = expected_hits(leaving, blocks)
+        parts, whole_ms = _by_operation(profile, hits), _whole_ms(profile, blocks)
     forward_ms = math.fsum(spent for _, spent in parts.values())
     latency_ms = forward_ms + profile.outside_ms
     if not latency_ms > 0:
@@ -159,29 +162,38 @@ def _shares(leaving: Sequence[float]) -> list[float]:
     return [count / total for count in leaving]
 
 
-def _checked_positions(
-    positions: Sequence[int] | None, exits: int, profile: DeviceProfile
-) -> Sequence[int]:
-    if positions is None or len(positions) != exits:
+def _checked_blocks(
+    positions: Sequence[Position] | None, exits: int, profile: DeviceProfile
+) -> list[int]:
+    blocks = [position for position in positions or () if isinstance(position, int)]
+    if positions is None or len(positions) != exits or len(blocks) < len(positions):
         raise UserInputError(
             f"device profile {profile.name} is by operations and {exits} exits are given with the "
             f"positions {positions}; expected the block of each exit, the last block last"
         )
-    if list(positions) != sorted(set(positions)) or not 0 <= positions[0] <= positions[-1] < (
-        MAX_DEPTH
-    ):
+    if blocks != sorted(set(blocks)) or not 0 <= blocks[0] <= blocks[-1] < MAX_DEPTH:
         raise UserInputError(
-            f"exit positions are {list(positions)}; expected block indices from 0, ascending"
+            f"exit positions are {blocks}; expected block indices from 0, ascending"
         )
-    return positions
+    return blocks
+
+
+def _check_segments(
+    profile: DeviceProfile, exits: int, positions: Sequence[Position] | None
+) -> None:
+    if len(profile.segments_ms) != exits:
+        raise UserInputError(
+            f"device profile {profile.name} has {len(profile.segments_ms)} segments and "
+            f"{exits} exits are given; expected one for each segment"
+        )
+    if profile.exits and positions is not None and profile.exits != tuple(positions[:-1]):
+        raise UserInputError(
+            f"device profile {profile.name} is of exits behind {joined(profile.exits)}, these "
+            f"stand behind {joined(positions[:-1])}; measure this network"
+        )
 
 
 def _by_segment(profile: DeviceProfile, shares: Sequence[float]) -> dict[str, tuple[float, float]]:
-    if len(profile.segments_ms) != len(shares):
-        raise UserInputError(
-            f"device profile {profile.name} has {len(profile.segments_ms)} segments and "
-            f"{len(shares)} exits are given; expected one for each segment"
-        )
     reached = [math.fsum(shares[k:]) for k in range(len(shares))]
     times = zip(reached, profile.segments_ms, strict=True)
     return {f"segment {k}": (share, share * ms) for k, (share, ms) in enumerate(times)}
@@ -200,6 +212,6 @@ def _by_operation(
     return parts
 
 
-def _whole_ms(profile: DeviceProfile, positions: Sequence[int] | None) -> float:
-    whole = expected_hits([1], [positions[-1]]) if positions else {}
+def _whole_ms(profile: DeviceProfile, blocks: Sequence[int]) -> float:
+    whole = expected_hits([1], blocks[-1:])
     return math.fsum(whole[operation.per] * operation.ms for operation in profile.operations)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import UnsupportedModelError, UserInputError
-from compress.models.exit_kinds import check_head_kind
+from compress.head_kinds import check_head_kind
 from compress.models.gfnet_block import MeanTokens
 
 __all__ = ["ExitHead", "tap_channels"]

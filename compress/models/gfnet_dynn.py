@@ -11,6 +11,7 @@ is the final head. Names in the state_dict are the published ones: `intermediate
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from compress.models.gate import Gate
 from compress.models.gfnet import GFNet, initialised
 from compress.models.gfnet_layout import infer_gfnet_config, numbered
 from compress.models.with_exits import WithExits, checked_bars, numbers_of
+from compress.runtime.decision import fires
+from compress.runtime.thresholds import check_thresholds
 
 __all__ = ["GFNetDynn", "check_exit_positions", "gfnet_with_exits", "gfnet_without_exits"]
 
@@ -119,6 +122,31 @@ class GFNetDynn(WithExits, GFNet):
                 return logits, i
         return self.classify(self.pool(self.run_blocks(x, done))), len(self.gates)
 
+    @torch.inference_mode()
+    def forward_early_batch(
+        self, images: Tensor, thresholds: float | Sequence[float]
+    ) -> tuple[Tensor, list[int]]:
+        """Run several images, those that left no further; see `WithExits.forward_early_batch`."""
+        bars = check_thresholds(thresholds, len(self.gates))
+        found: list[tuple[Tensor, Tensor]] = []  # which images left, and their logits, by exit
+        staying = torch.arange(len(images), device=images.device)
+        x, done = self.embed(images), 0
+        for i, (position, bar) in enumerate(zip(self.config["exits"], bars, strict=True)):
+            x, done = self.run_blocks(x, done, position + 1), position + 1
+            logits, gates = self.exit_outputs(i, x)
+            leave = torch.from_numpy(fires(torch.sigmoid(gates).double().cpu().numpy(), bar))
+            leave = leave.to(images.device)
+            found.append((staying[leave], logits[leave]))
+            staying, x = staying[~leave], x[~leave]
+            if not len(staying):
+                break
+        else:
+            found.append((staying, self.classify(self.pool(self.run_blocks(x, done)))))
+        order = torch.cat([places for places, _ in found]).argsort()
+        exits = [number for number, (places, _) in enumerate(found) for _ in places]
+        logits = torch.cat([each for _, each in found])[order]
+        return logits, [exits[place] for place in order.tolist()]
+
     def run_until(self, image: Tensor, exit_number: int) -> Tensor:
         """Return the logits of one exit; see `WithExits.run_until`."""
         x, done = self.embed(image), 0
@@ -198,7 +226,8 @@ def gfnet_with_exits(
     if exit_dist_heads is None:
         exit_dist_heads = model.config.get("exit_dist_heads")
     config = {**model.config, "exits": exits, "exit_dist_heads": exit_dist_heads}
-    twin = GFNetDynn(**config)
+    with torch.device("meta") if model.pos_embed.is_meta else nullcontext():
+        twin = GFNetDynn(**config)
     state = twin.state_dict()
     for name, tensor in model.state_dict().items():
         part, _, rest = name.partition(".")

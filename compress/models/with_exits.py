@@ -8,17 +8,16 @@ sigmoid(gate) >= threshold; a gate that is not a number never fires.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compress.errors import UserInputError
-from compress.models.exit_spelling import Position, path_of, spelled
+from compress.models.exit_spelling import Position, check_order, path_of, spelled
 from compress.runtime.thresholds import check_thresholds
 
-__all__ = ["WithExits", "checked_bars", "everything", "numbers_of"]
+__all__ = ["WithExits", "checked_bars", "depth_of", "everything", "numbers_of"]
 
 GATES = "gates"
 
@@ -66,6 +65,24 @@ class WithExits(nn.Module, ABC):
             UserInputError: it is not one image, or the thresholds do not fit.
         """
 
+    def forward_early_batch(
+        self, images: Tensor, thresholds: float | Sequence[float]
+    ) -> tuple[Tensor, list[int]]:
+        """Run several images until a gate lets each go.
+
+        One after another, which is how any network can leave early in torch; one that can hand the
+        images that stay from block to block overrides it.
+
+        Args:
+            images: (B, C, H, W), at least one.
+            thresholds: as in `forward_early`.
+
+        Returns:
+            logits (B, K) and the number of the exit of each.
+        """
+        found = [self.forward_early(image, thresholds) for image in images.split(1)]
+        return torch.cat([logits for logits, _ in found]), [number for _, number in found]
+
     @abstractmethod
     def run_until(self, image: Tensor, exit_number: int) -> Tensor:
         """Return the logits of one exit, having run only what leads there, heads on the way too."""
@@ -94,13 +111,7 @@ class WithExits(nn.Module, ABC):
     @property
     def depth(self) -> int:
         """Blocks of the network, where all exits stand behind numbered ones; 0 of any other."""
-        blocks = getattr(getattr(self, "backbone", self), "blocks", None)
-        if not isinstance(blocks, nn.ModuleList | nn.Sequential):
-            return 0
-        numbers = [each for each in self.positions if isinstance(each, int)]
-        rising = [-1, *numbers, len(blocks) - 1]
-        in_order = all(a < b for a, b in pairwise(rising))
-        return len(blocks) if in_order and len(numbers) == len(self.exit_paths) else 0
+        return depth_of(self)
 
     @property
     def num_classes(self) -> int:
@@ -125,6 +136,18 @@ class WithExits(nn.Module, ABC):
         names = (part for part in self.exit_parts if part != GATES and hasattr(self, part))
         lists = [getattr(self, name) for name in names]
         return [heads[exit_number] for heads in lists]
+
+
+def depth_of(model: nn.Module) -> int:
+    """Return the blocks of a network that is counted in blocks, else 0, see `exit_spelling`."""
+    blocks = getattr(getattr(model, "backbone", model), "blocks", None)
+    if not isinstance(blocks, nn.ModuleList | nn.Sequential):
+        return 0
+    try:
+        check_order(model.positions if isinstance(model, WithExits) else (), len(blocks))
+    except ValueError:  # exits at other places too, or in another order
+        return 0
+    return len(blocks)
 
 
 def everything(network: nn.Module, image: Tensor) -> Any:

@@ -32,7 +32,7 @@ from compress.measure.device_profile import (
     read_device_profile,
     shipped_profiles,
 )
-from compress.models.exit_positions import Position, joined, position_of
+from compress.models.exit_spelling import Position, joined, position_of
 from compress.planning.json_values import items_of, number_of, object_of, one_of, text_of
 from compress.planning.plan import UNITS
 

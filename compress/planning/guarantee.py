@@ -264,7 +264,7 @@ def uniform_testing(
         for value in sorted(set(map(float, values)), reverse=True)
     ]
     harmful = ~harmless(table, risk.loss)
-    losing = [(firing(table, one) & harmful).any(axis=1) for one in candidates]
+    losing = [np.any(firing(table, one) & harmful, axis=1) for one in candidates]
     return _tested(risk, candidates, losing, np.arange(len(table)))
 
 
@@ -311,8 +311,8 @@ def pareto_testing(
         without_unused(table, one, finding) for one in _more_careful(candidates[:1]) + candidates
     ]
     candidates = list(dict.fromkeys(used))
-    losing = [~good[np.arange(len(table)), leaving(table, one)] for one in candidates]
-    return _tested(risk, candidates, [each[testing] for each in losing], testing)
+    losing = [_losing(good, leaving(table, one))[testing] for one in candidates]
+    return _tested(risk, candidates, losing, testing)
 
 
 def halves(images: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -338,6 +338,12 @@ def _more_careful(first: Sequence[Settings]) -> list[Settings]:
         for share in CAREFUL
         if one.exits
     ]
+
+
+def _losing(good: NDArray[np.bool_], taken: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return (N,) whether each image loses at the exit that it takes."""
+    losing: NDArray[np.bool_] = ~good[np.arange(len(taken)), taken]
+    return losing
 
 
 def _tested(

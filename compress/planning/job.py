@@ -11,7 +11,7 @@ from compress.errors import UnsupportedModelError, UserInputError
 from compress.exits.replay import ReplayTable, Source, fill_replay, load_replay
 from compress.files import check_readable
 from compress.measure.versions import hardware, versions
-from compress.models.exit_positions import FINAL_HEAD, Position, joined
+from compress.models.exit_spelling import FINAL_HEAD, Position, joined
 from compress.models.with_exits import WithExits
 from compress.opened import Opening, open_checkpoint
 from compress.planning.costs import ExitCosts, costs_from_table, read_costs

@@ -16,7 +16,7 @@ from typing import Any
 from compress.errors import UserInputError
 from compress.exits.replay import Source
 from compress.files import check_readable, write_json
-from compress.models.exit_positions import Position, check_order, joined, position_of
+from compress.models.exit_spelling import Position, check_order, joined, position_of
 from compress.planning.json_values import (
     count_of,
     items_of,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from compress.errors import UserInputError
 from compress.exits.replay import ReplayTable, exit_numbers
-from compress.models.exit_positions import Position
+from compress.models.exit_spelling import Position
 from compress.planning.costs import ExitCosts, expected_cost
 from compress.planning.cuts import Settings, pose_problem
 from compress.planning.front import Front, cuts_for, search_front

@@ -16,7 +16,8 @@ from compress.exits.sweep import (
     sweep,
 )
 from compress.files import sha256_of, write_text
-from compress.models.early_exit import GFNetDynn
+from compress.models.exit_spelling import Position
+from compress.models.with_exits import WithExits
 from compress.planning.guarantee import Risk
 from compress.planning.job import PlanJob, front_rows, plan_network
 from compress.planning.plan import Objective, read_plan
@@ -86,7 +87,7 @@ def plan_task(context: Context, recipe: Recipe, data: ImageData, progress: bool)
 
 
 def _report_at(
-    table: ReplayTable, thresholds: float | tuple[float, ...], exits: tuple[int, ...] | None
+    table: ReplayTable, thresholds: float | tuple[float, ...], exits: tuple[Position, ...] | None
 ) -> ExitReport:
     """What the table says; a plan without exits is every exit at a bar that nothing passes."""
     if exits == ():
@@ -97,7 +98,7 @@ def _report_at(
 def _replay(context: Context, data: ImageData, split: str, progress: bool) -> ReplayTable:
     checkpoint = context.network.path("checkpoint")
     model = network_of(context, checkpoint)
-    if not isinstance(model, GFNetDynn):
+    if not isinstance(model, WithExits):
         raise UserInputError(f"{type(model).__name__} has no early exits to evaluate")
     source = Source(
         data=data.name,

@@ -15,8 +15,8 @@ from compress.errors import AccuracyError
 from compress.export.export_job import ExportJob, export_checkpoint
 from compress.export.onnx_file import onnx_from_module
 from compress.files import replacing, write_json
-from compress.models.early_exit import GFNetDynn, with_exits
 from compress.models.outputs import logits_of
+from compress.models.with_exits import WithExits
 from compress.optional import require
 from compress.recipe.engine import Context
 from compress.recipe.networks import network_of, opening_of
@@ -140,9 +140,9 @@ def _torch_decisions(
     if manifest.exits == 0:
         classes = torch.cat([logits_of(model(image)).argmax(1) for image in images.split(1)])
         return np.zeros(len(images), dtype=np.int64), classes.numpy()
-    if not isinstance(model, GFNetDynn):
+    if not isinstance(model, WithExits):
         raise TypeError(f"{type(model).__name__} has no exits, the bundle has {manifest.exits}")
-    gated = with_exits(model, [segment.blocks[1] - 1 for segment in manifest.segments[:-1]])
+    gated = model.with_positions([part.at for part in manifest.segments if part.at is not None])
     runs = [gated.forward_early(image, manifest.thresholds) for image in images.split(1)]
     classes = torch.cat([logits.argmax(1) for logits, _ in runs])
     return np.array([number for _, number in runs]), classes.numpy()

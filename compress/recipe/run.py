@@ -17,8 +17,7 @@ from compress.data.image_data import ImageData
 from compress.errors import CompressError, UserInputError
 from compress.models.channel_kinds import resolve_kinds, with_scales
 from compress.models.channels import Slimmable
-from compress.models.early_exit import check_exit_positions
-from compress.models.gfnet import GFNet
+from compress.models.image_size import input_channels
 from compress.optional import require
 from compress.recipe.engine import Context, Outcome, Work, run_tasks
 from compress.recipe.jobs import Run, local_processes, run_side_by_side, slurm_jobs
@@ -28,6 +27,7 @@ from compress.recipe.run_folder import check_run_folder
 from compress.recipe.schema import Recipe, Step
 from compress.recipe.tasks import work_of
 from compress.slimming.patterns import matching
+from compress.training.exit_start import network_with_exits
 from compress.training.processes import gathered, is_main_process, resolve_device
 from compress.training.transfer import build_student
 
@@ -145,7 +145,7 @@ def check_networks(recipe: Recipe, *, num_classes: int, image_size: int | tuple[
                     networks.append(begun.model)
                 elif step.kind in ("train", "distil"):
                     networks.append(_built(step, num_classes, image_size))
-                _check_layers(step, networks)
+                _check_layers(step, networks, image_size)
 
 
 @contextmanager
@@ -163,7 +163,7 @@ def _built(step: Step, num_classes: int, image_size: int | tuple[int, int]) -> n
         return build_student(spec, num_classes=num_classes, image_size=image_size)
 
 
-def _check_layers(step: Step, networks: list[nn.Module]) -> None:
+def _check_layers(step: Step, networks: list[nn.Module], image_size: int | tuple[int, int]) -> None:
     if step.kind == "slim":
         kinds = resolve_kinds(networks[0], step.options.groups)
         if step.options.ignore:
@@ -171,12 +171,11 @@ def _check_layers(step: Step, networks: list[nn.Module]) -> None:
             groups = scaled.channel_groups() if isinstance(scaled, Slimmable) else []
             matching([group.name for group in groups], step.options.ignore)
     elif step.kind == "exits":
+        rows, columns = (image_size,) * 2 if isinstance(image_size, int) else image_size
         for network in networks:
-            if not isinstance(network, GFNet):
-                raise UserInputError(
-                    f"{type(network).__name__} cannot have early exits; expected a GFNet"
-                )
-            check_exit_positions(step.options.positions, len(network.blocks))
+            image = torch.zeros(1, input_channels(network), rows, columns)
+            options = step.options
+            network_with_exits(network, options.positions, image, head=options.head, seed=0)
 
 
 def _run_here(

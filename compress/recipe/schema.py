@@ -23,6 +23,8 @@ from compress.data.augment import AugmentConfig
 from compress.errors import UserInputError
 from compress.exits.sweep import parse_sweep
 from compress.export.targets import target
+from compress.head_kinds import check_head_kind
+from compress.models.exit_spelling import position_of
 from compress.recipe.names import checked_name
 from compress.recipe.yaml_file import parse_yaml, read_yaml
 from compress.training.config import TrainingConfig
@@ -33,6 +35,13 @@ __all__ = ["Recipe", "Step", "read_recipe"]
 FROZEN = ConfigDict(extra="forbid", frozen=True)
 Name = Annotated[str, AfterValidator(checked_name)]  # of what becomes a folder
 Ratio = Annotated[float, Field(ge=0, lt=1)]
+Where = Annotated[Any, AfterValidator(position_of)]  # of an exit
+Auto = Annotated[str, Field(pattern=r"^auto:[1-9][0-9]{0,3}$")]
+
+
+def _checked_head(kind: str) -> str:
+    check_head_kind(kind)
+    return kind
 
 
 class StepOptions(BaseModel):
@@ -174,11 +183,16 @@ ExitTrainingOptions: Any = create_model(
 
 
 class ExitsOptions(ExitTrainingOptions):
-    """Give every network of the chain early exits behind the blocks `positions`, and train them."""
+    """Give every network of the chain early exits at `positions`, and train them.
+
+    Positions are paths of modules or numbers of blocks, in the order of the network, or "auto:K"
+    for K of them evenly by multiply-adds; `head` is the kind of their heads.
+    """
 
     settings: ClassVar[type[TrainingConfig]] = ExitTrainingConfig
 
-    positions: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    positions: Auto | Annotated[list[Where], Field(min_length=1)]
+    head: Annotated[str, AfterValidator(_checked_head)] | None = None
 
 
 class PlanOptions(StepOptions):

@@ -16,7 +16,7 @@ from compress.export.onnx_file import onnx_session, session_runner
 from compress.measure.latency import Latency, Subject, measure_latency
 from compress.measure.macs import count
 from compress.measure.versions import hardware, versions
-from compress.models.early_exit import GFNetDynn, with_exits
+from compress.models.with_exits import WithExits
 from compress.planning.plan import read_plan
 from compress.recipe.engine import Context, Outcome
 from compress.recipe.networks import network_of
@@ -73,13 +73,13 @@ def _one_by_one(
 ) -> Callable[[], list[Any]]:
     """Return a function that runs the network on every image by itself."""
     single = images.split(1)
-    if not isinstance(model, GFNetDynn) or "evaluate" not in own:
+    if not isinstance(model, WithExits) or "evaluate" not in own:
         return lambda: [model(image) for image in single]
     if "plan" in own:
         plan = read_plan(own["plan"].path("plan"))
         if not plan.exits:  # no exit pays
             return lambda: [model(image) for image in single]
-        planned = with_exits(model, plan.exits)
+        planned = model.with_positions(plan.exits)
         return lambda: [planned.forward_early(image, plan.thresholds) for image in single]
     threshold = own["evaluate"].figures["threshold"]
     return lambda: [model.forward_early(image, threshold) for image in single]

@@ -158,7 +158,11 @@ def _exits(context: Context, recipe: Recipe, data: ImageData, progress: bool) ->
         save_meta={"origin": _origin(context)},
     )
     best = result.best.relative_to(context.folder)
-    return {"checkpoint": str(best), "validation": dict(result.metrics)}
+    return {
+        "checkpoint": str(best),
+        "positions": list(model.positions),
+        "validation": dict(result.metrics),
+    }
 
 
 def _augment(context: Context, data: ImageData) -> Augment | None:

@@ -139,9 +139,12 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Exit:
-    """Images that leave behind one block, and how far its scores can be trusted."""
+    """Images that leave at one exit, and how far its scores can be trusted.
 
-    position: int
+    `place` is where it stands, in words.
+    """
+
+    place: str
     count: int
     share: float
     acc1: float | None

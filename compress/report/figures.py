@@ -92,11 +92,10 @@ def curve_figures(curves: Sequence[Curve]) -> list[Figure]:
 
 
 def exits_figure(found: Exits) -> Figure:
-    """Draw the share of images that leave behind each block."""
-    last = found.exits[-1].position
+    """Draw the share of images that leave at each exit."""
     rows = [
         Bar(
-            name="final head" if each.position == last else f"block {each.position}",
+            name=each.place,
             value=100 * each.share,
             words=f"{percent_text(100 * each.share, 1)}{_right(each.acc1)}",
         )
@@ -104,7 +103,9 @@ def exits_figure(found: Exits) -> Figure:
     ]
     title = f"Where images leave: {found.network}"
     note = "Share of the images, and how many of them are classified rightly."
-    return Figure(title=title, svg=bars(rows, title, left=64, right=124), note=note)
+    longest = max(len(each.place) for each in found.exits)
+    left = 64 if longest <= len("final head") else 92  # a path of a module needs more room
+    return Figure(title=title, svg=bars(rows, title, left=left, right=124), note=note)
 
 
 def sweep_figure(found: Exits) -> Figure | None:

@@ -56,7 +56,7 @@ def read_plan(task: TaskFiles) -> Plan | None:
     low, high = ([number_in(each) for each in list_in(accuracy, "interval")] + [None, None])[:2]
     return Plan(
         network=task.network,
-        exits=", ".join(text_in(each) for each in list_in(plan, "exits")),
+        exits=_positions(plan) or _refused(plan),
         thresholds=", ".join(_short(each) for each in list_in(plan, "thresholds")),
         objective=f"{text_in(plan, 'objective', 'kind')} {text_in(plan, 'objective', 'value')}",
         cost_share=point.cost_share,
@@ -66,6 +66,20 @@ def read_plan(task: TaskFiles) -> Plan | None:
     )
 
 
+def _positions(value: Any) -> str:
+    return ", ".join(text_in(each) for each in list_in(value, "exits"))
+
+
+def _refused(plan: dict[str, Any]) -> str:
+    """Return why a plan has no exits, where some were refused for what they cost."""
+    refused, full = object_in(plan, "refused"), number_in(plan, "cost", "full")
+    expected = number_in(refused, "expected")
+    if expected is None or not full:
+        return ""
+    share = percent_text(100 * expected / full)
+    return f"none: with {_positions(refused)} an image costs {share} of the whole network"
+
+
 def _exits(test: dict[str, Any], calibration: list[Any]) -> tuple[Exit, ...]:
     positions, counts = list_in(test, "positions"), list_in(test, "counts")
     accuracies = list_in(test, "accuracies")
@@ -73,19 +87,25 @@ def _exits(test: dict[str, Any], calibration: list[Any]) -> tuple[Exit, ...]:
     total = sum(each or 0 for each in whole)
     if not total or None in whole or not len(positions) == len(counts) == len(accuracies):
         return ()
-    found = {count_in(each, "position"): each for each in calibration}
+    found = {text_in(each, "position"): each for each in calibration}
+    names = [*map(_place, positions[:-1]), "final head"]
     return tuple(
         Exit(
-            position=count_in(position) or 0,
+            place=name,
             count=count or 0,
             share=(count or 0) / total,
             acc1=number_in(accuracy),
-            auroc=number_in(found.get(count_in(position)), "auroc"),
-            ece_before=number_in(found.get(count_in(position)), "ece_before"),
-            ece_after=number_in(found.get(count_in(position)), "ece_after"),
+            auroc=number_in(found.get(text_in(position)), "auroc"),
+            ece_before=number_in(found.get(text_in(position)), "ece_before"),
+            ece_after=number_in(found.get(text_in(position)), "ece_after"),
         )
-        for position, count, accuracy in zip(positions, whole, accuracies, strict=True)
+        for name, position, count, accuracy in zip(names, positions, whole, accuracies, strict=True)
     )
+
+
+def _place(position: Any) -> str:
+    """Return where an exit stands, in words: a block by its number, a module by its path."""
+    return f"block {text_in(position)}" if number_in(position) is not None else text_in(position)
 
 
 def _threshold(report: Any) -> str:

@@ -38,10 +38,9 @@ Row = tuple[Cell, ...]
 
 def exits_table(found: Exits) -> Table:
     """Return where images leave, how often they are right, and how good the scores are."""
-    last = found.exits[-1].position
     rows = [
         (
-            Cell(words="final head" if each.position == last else f"block {each.position}"),
+            Cell(words=each.place),
             _cell(each.count, str),
             _cell(100 * each.share, percent_text),
             _cell(each.acc1, percent_text),

@@ -152,7 +152,7 @@ class OnnxRuntimeBackend(Backend):
             self._run_options.terminate = True
 
     def _opened(self, bundle: Path, segment: Segment) -> Any:
-        session = self._maker.open(str(bundle / segment.file))
+        session = self._maker.open(str(bundle / segment.file), half=segment.precision == "fp16")
         check_session(session, segment, self.max_batch)
         return session
 

@@ -12,12 +12,15 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 from compress.errors import ToolchainError, UserInputError
 from compress.runtime.manifest import Segment, TensorSpec
 
-__all__ = ["PROVIDERS", "SLOWER", "SessionMaker", "check_session"]
+__all__ = ["PROVIDERS", "SLOWER", "SessionMaker", "check_session", "turned_off"]
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # On the CPU the first fusion's kernel takes three times as long as its parts, and the second keeps
 # int8 products with a bias from becoming integer products, and gains nothing in float.
 SLOWER = ["SkipLayerNormFusion", "MatMulAddFusion"]
+# Together with the layout of convolutions this one ends the process in float16 attention (seen with
+# 1.31); in float32 it gains 2 % there.
+CRASHING_IN_HALF = ["MatmulTransposeFusion"]
 ELEMENTS = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -27,6 +30,11 @@ ELEMENTS = {
 }
 
 log = logging.getLogger(__name__)
+
+
+def turned_off(half: bool) -> List[str]:
+    """Return the optimizers that sessions do without, `half` where they compute in float16."""
+    return SLOWER + CRASHING_IN_HALF if half else SLOWER
 
 
 class SessionMaker:
@@ -48,15 +56,15 @@ class SessionMaker:
         available = ort.get_available_providers()
         self.device = device or ("cuda" if PROVIDERS["cuda"] in available else "cpu")
 
-    def open(self, model: Any) -> Any:
-        """Return a session of an ONNX file or of its bytes.
+    def open(self, model: Any, half: bool = False) -> Any:
+        """Return a session of an ONNX file or of its bytes, `half` where it computes in float16.
 
         Raises:
             ToolchainError: ONNX Runtime cannot read it, or the device that was asked for does not
                 start.
         """
         if self.device != "cpu":
-            session, reason = self._tried(model)
+            session, reason = self._tried(model, half)
             if session is not None:
                 return session
             if self._is_chosen:
@@ -67,7 +75,7 @@ class SessionMaker:
             log.info("ONNX Runtime runs on the CPU: CUDA does not start (%s)", reason)
             self.device = "cpu"
         try:
-            return self._session(model, ["cpu"])
+            return self._session(model, ["cpu"], half)
         except Exception as err:  # ONNX Runtime has a class of its own per status code
             raise ToolchainError(
                 f"ONNX Runtime {self._ort.__version__} cannot open {_shown(model)} "
@@ -75,10 +83,10 @@ class SessionMaker:
                 "onnxruntime"
             ) from err
 
-    def _tried(self, model: Any) -> Tuple[Any, str]:
+    def _tried(self, model: Any, half: bool) -> Tuple[Any, str]:
         """Return a session on the device, or None and why there is none."""
         try:
-            session = self._session(model, [self.device, "cpu"])
+            session = self._session(model, [self.device, "cpu"], half)
         except Exception as err:  # as above; the CPU will tell whether it is the model's fault
             return None, _one_line(err)
         found = session.get_providers()
@@ -86,7 +94,7 @@ class SessionMaker:
             return session, ""
         return None, f"the session has {', '.join(found)} alone"
 
-    def _session(self, model: Any, devices: Sequence[str]) -> Any:
+    def _session(self, model: Any, devices: Sequence[str], half: bool) -> Any:
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = self._threads or 0
         options.inter_op_num_threads = 1
@@ -98,7 +106,7 @@ class SessionMaker:
                 model,
                 options,
                 providers=[PROVIDERS[device] for device in devices],
-                disabled_optimizers=SLOWER,
+                disabled_optimizers=turned_off(half),
                 enable_fallback=0,
             )
 

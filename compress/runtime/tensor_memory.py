@@ -35,11 +35,18 @@ def places_of(manifest: Manifest) -> Places:
     for number, segment in enumerate(manifest.segments):
         ends = {spec.name for spec in segment.inputs} - {s.name for s in manifest.living(number)}
         for spec in segment.gives:
-            if not free:
-                free.append(len(sizes))
-                sizes.append(0)
-            place = free.pop()
+            place = _nearest(free, sizes, spec.image_bytes)
             sizes[place] = max(sizes[place], spec.image_bytes)
             of[spec.name] = place
         free += [of[name] for name in sorted(ends & of.keys())]  # once the segment has run
     return Places(of, sizes)
+
+
+def _nearest(free: List[int], sizes: List[int], size: int) -> int:
+    """Take the free place that is nearest in size, or a new one where none is free."""
+    if not free:
+        sizes.append(0)
+        return len(sizes) - 1
+    place = min(free, key=lambda each: abs(sizes[each] - size))
+    free.remove(place)
+    return place

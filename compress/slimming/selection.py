@@ -132,8 +132,10 @@ def global_threshold(scores: Mapping[str, Tensor], pruning_ratio: float) -> floa
 def check_ratio(pruning_ratio: float) -> None:
     """Raise UserInputError unless 0 <= pruning_ratio < 1."""
     if not 0 <= pruning_ratio < 1:  # NaN fails this too
+        meant = f"; did you mean {pruning_ratio / 100:g}?" if 1 < pruning_ratio < 100 else ""
         raise UserInputError(
-            f"--ratio is {pruning_ratio}; expected 0 <= ratio < 1, the share of channels to remove"
+            f"--ratio is {pruning_ratio:g}; expected 0 <= ratio < 1, the share of channels to "
+            f"remove{meant}"
         )
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from compress.benchmark import energy, job, memory
 from compress.benchmark.job import BenchmarkJob, SubjectSpec, benchmark
-from compress.benchmark.kinds import CheckpointSubject, run_early
+from compress.benchmark.kinds import CheckpointSubject
 from compress.benchmark.lineup import open_subject, subject_names
 from compress.benchmark.memory import peak_memory, read_peak
 from compress.benchmark.profiles import HOST_LOOP, operator_rows
@@ -32,6 +33,7 @@ from compress.opened import Opening
 from compress.runtime.power.jetson import find_jetson
 from compress.runtime.power.sampling import PowerSource, Sample
 from compress.runtime.power.trace import Phase, Trace, write_trace
+from tests.exit_networks import KINDS, residual
 from tests.export.triton_bundles import THRESHOLDS, images_with, write_bundle
 from tests.runtime.power_trees import orin_nano
 
@@ -506,7 +508,9 @@ def test_checkpoint_and_bundle_decide_alike_and_segments_add_up(checkpoint, bund
     reached = [20, leaving[1] + leaving[2], leaving[2]]
     hits = [row.hits for row in profile.operations]
     assert hits == [3 * count for count in (*reached, 20)]  # three passes, and the host loop
-    assert [row.name for row in profile.operations][::3] == ["segment 0 (block 0)", HOST_LOOP]
+    assert [row.name for row in profile.operations] == [
+        "segment 0 (to block 0)", "segment 1 (to block 1)", "segment 2 (to final head)", HOST_LOOP,
+    ]  # fmt: skip
     assert sum(map(profile.share, profile.operations)) == pytest.approx(1)
     operators = {row.name: row.hits for row in bundle_side.operators.operations}
     assert operators["Conv"] == 20  # the patch embedding, once an image
@@ -514,17 +518,46 @@ def test_checkpoint_and_bundle_decide_alike_and_segments_add_up(checkpoint, bund
     assert report.to_dict()["operators"].keys() == {"dynn.bundle"}
 
 
-def test_a_batch_leaves_as_its_images_do_one_by_one(checkpoint, digits):
-    model = CheckpointSubject(
-        SubjectSpec(path=checkpoint, thresholds=BARS), "x", OpenOptions(threads=1)
-    ).model
+@pytest.mark.parametrize("kind", [*KINDS])
+def test_a_batch_leaves_as_its_images_do_one_by_one(kind, tmp_path, digits):
+    save(KINDS[kind](), tmp_path / "dynn.pth")
+    spec = SubjectSpec(path=tmp_path / "dynn.pth", thresholds=(0.7, 0.6, 0.5))
+    options = OpenOptions(threads=1, opening=Opening(image_size=SIDE))
+    subject = CheckpointSubject(spec, "x", options)
     images = digits.normalize(digits.splits["test"].images(torch.arange(40)))
+    classes, exits = subject.run(images)
+    single = [subject.run(image) for image in images.split(1)]
+    assert exits == [number for _, (number,) in single]
+    assert set(exits) == {0, 1, 2, 3}
+    assert classes == [label for (label,), _ in single]
     with torch.inference_mode():
-        classes, exits = run_early(model, images, BARS)
-    single = [model.forward_early(image, BARS) for image in images.split(1)]
-    assert exits == [number for _, number in single]
-    assert set(exits) == {0, 1, 2}
-    assert classes == [int(logits.argmax()) for logits, _ in single]
+        logits, again = subject.model.forward_early_batch(images, (0.7, 0.6, 0.5))
+        early = [subject.model.forward_early(image, (0.7, 0.6, 0.5)) for image in images.split(1)]
+    assert again == exits
+    torch.testing.assert_close(logits, torch.cat([each for each, _ in early]), atol=1e-4, rtol=1e-4)
+    everyone, at_once = subject.model.forward_early_batch(images, 0.0)
+    assert (at_once, len(everyone)) == ([0] * 40, 40)
+
+
+@pytest.mark.parametrize("head", ["linear", "conv:8"])
+def test_a_network_with_exits_behind_modules_is_benchmarked(head, tmp_path):
+    save(residual(head), tmp_path / "resnet.pth")
+    spec = SubjectSpec(
+        path=tmp_path / "resnet.pth", thresholds=(0.6, 0.6), exits=("layer1.1", "layer2.1"),
+        opening=Opening(image_size=SIDE),
+    )  # fmt: skip
+    file = tmp_path / "here.json"
+    report = benchmark(small_job(spec, save_profile=file, batches=(8,)))
+    found = report.results["resnet.pth"]
+    assert found.about["positions"] == ["layer1.1", "layer2.1", "final head"]
+    assert sum(found.leaving) == 20
+    assert found.profile.leaving == found.leaving
+    profile = read_device_profile(file)
+    assert profile.exits == ("layer1.1", "layer2.1")
+    again = benchmark(small_job(spec, predict=file))
+    assert "resnet.pth" in again.to_dict()["predictions"]
+    with pytest.raises(UserInputError, match="--exits is layer9; expected some of layer1"):
+        benchmark(small_job(replace(spec, exits=("layer9",))))
 
 
 @pytest.mark.slow

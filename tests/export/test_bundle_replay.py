@@ -25,7 +25,7 @@ PREPARED = Preprocessing(
     std=(0.2, 0.3, 0.4),
 )
 SOURCE = Source(data="made up", split="calibration", data_sha256="d", checkpoint_sha256="c")
-PLACES = ("blocks.2", "layer2.1", None)
+PLACES = ("blocks.2", "blocks.3", None)
 MACS = (700, 90, 300)
 KINDS = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
 
@@ -111,7 +111,7 @@ def write_bundle(folder, *, kind="float32"):
         target="onnxruntime",
         opset=17,
         segments=tuple(parts),
-        notes={"check_macs": [20, 30]},
+        notes={"check_macs": [20, 30], "depth": 7},
     )
     write_manifest(manifest, folder)
     return manifest
@@ -150,7 +150,8 @@ def test_every_exit_on_every_image(tmp_path, kind, batch_size):
     np.testing.assert_allclose(table.logits, logits, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(table.scores, gates, rtol=1e-4, atol=1e-5)
     assert table.labels.tolist() == split.labels.tolist()
-    assert table.positions == (2, "layer2.1")
+    assert table.positions == (2, 3)
+    assert table.depth == 7
     assert table.macs.tolist() == [700, 790, 1090]
     assert table.check_macs.tolist() == [20, 30]
     assert table.source == SOURCE
@@ -206,6 +207,16 @@ def test_a_bundle_of_one_segment_tells_its_accuracy(tmp_path):
     assert whole_network(table).correct == right
 
 
+def test_exits_behind_modules_are_told_by_their_paths(tmp_path):
+    manifest = write_bundle(tmp_path / "bundle")
+    paths = ("layer1.0", "blocks.3", None)
+    segments = [replace(s, at=at) for s, at in zip(manifest.segments, paths, strict=True)]
+    notes = {"check_macs": [20, 30]}
+    write_manifest(replace(manifest, segments=tuple(segments), notes=notes), tmp_path / "bundle")
+    table = replay_bundle(tmp_path / "bundle", split_of(), SOURCE, progress=False)
+    assert (table.positions, table.depth) == (("layer1.0", 3), 0)
+
+
 def changed(folder, **fields):
     write_manifest(replace(read_manifest(folder), **fields), folder)
 
@@ -219,6 +230,8 @@ def changed(folder, **fields):
         pytest.param({"notes": {"check_macs": [1, 2.5]}}, "whole number", id="not whole"),
         pytest.param({"notes": {"check_macs": [1, True]}}, "whole number", id="no number"),
         pytest.param({"notes": {"check_macs": 12}}, "whole number", id="no list"),
+        pytest.param({"notes": {"check_macs": [1, 2], "depth": "7"}}, "depth as '7'", id="words"),
+        pytest.param({"notes": {"check_macs": [1, 2], "depth": 3}}, "depth as 3;", id="few blocks"),
         pytest.param({"preprocessing": None}, "does not say how its images", id="not prepared"),
     ],
 )

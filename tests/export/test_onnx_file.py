@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from compress.errors import AccuracyError, ToolchainError, UnsupportedModelError
+from compress.export.graph import graph_from_module
 from compress.export.onnx_file import onnx_from_module, onnx_session
 from compress.models.vgg import VGG
 
@@ -67,3 +68,22 @@ def test_a_damaged_file(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"not a graph")
     with pytest.raises(ToolchainError, match="cannot read"):
         onnx_session(tmp_path / "model.onnx")
+
+
+def test_a_network_that_counts_its_images_by_len_is_told():
+    """torch.export takes len(x) for a constant, and writes a file for two images, silently."""
+
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token = nn.Parameter(torch.randn(1, 4))
+
+        def forward(self, x):
+            return x.mean((2, 3))[:, :1] * self.token.expand(len(x), -1)
+
+    images = torch.randn(2, 3, 8, 8)
+    arguments = {"input_name": "image", "output_names": ["logits"]}
+    with pytest.raises(UnsupportedModelError, match=r"for 2 images alone.*x.shape\[0\].*--batch 1"):
+        graph_from_module(Counting().eval(), images, **arguments)
+    one = graph_from_module(Counting().eval(), images, free_batch=False, **arguments)
+    assert one.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1

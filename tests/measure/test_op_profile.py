@@ -17,8 +17,10 @@ from compress.measure.op_profile import (
 )
 from compress.measure.op_ranges import PREFIX, Ranges
 from compress.measure.prediction import predict
+from compress.measure.segment_times import segment_profile_of
 from compress.models.gfnet import GFNet
 from compress.models.gfnet_dynn import GFNetDynn
+from tests.exit_networks import RESNET_EXITS, residual
 
 SMALL = {"width": 16, "depth": 4, "image_size": 32, "patch_size": 8, "num_classes": 5}
 LINES = [
@@ -95,6 +97,16 @@ class Slow(nn.Module):
         return self.inner(x)
 
 
+class SlowConv(nn.Conv2d):
+    @classmethod
+    def like(cls, layer: nn.Conv2d) -> "SlowConv":
+        return cls(layer.in_channels, layer.out_channels, 3, layer.stride, 1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.1)
+        return super().forward(x)
+
+
 @pytest.mark.parametrize(
     ("part", "line"),
     [("gates.1", "gate"), ("patch_embed", "patch embedding"), ("blocks.2", "blocks"),
@@ -107,6 +119,79 @@ def test_a_slow_operation_shows_in_its_own_line_and_in_no_other(dynn, part, line
     slowest = max(profile.operations, key=lambda operation: operation.total_ms)
     assert slowest.name == line
     assert slowest.total_ms >= 300
+
+
+@pytest.mark.parametrize("head", ["linear", "conv:8"])
+def test_a_network_with_exits_behind_modules_is_broken_down_by_its_layers(head):
+    model = residual(head, size=32)
+    sample = images(10)
+    scores = torch.cat([torch.sigmoid(model.forward_all(x)[1]) for x in sample])
+    bars = scores.median(dim=0).values.tolist()
+    taken = [model.forward_early(x, bars)[1] for x in sample]
+    leaving = tuple(taken.count(k) for k in range(4))
+    assert sum(count > 0 for count in leaving) > 1
+    profile = profile_operations(model, sample, thresholds=bars)
+    assert (profile.leaving, profile.positions) == (leaving, (*RESNET_EXITS, "final head"))
+    found = hits(profile)
+    assert found["conv1 (Conv2d)"] == 10
+    assert found["layer1.1.conv1 (Conv2d)"] == 10  # before the first exit
+    assert found["layer2.0.conv1 (Conv2d)"] == 10 - leaving[0]
+    assert found["layer2.1.conv1 (Conv2d)"] == 10 - leaving[0] - leaving[1]
+    assert found["fc (Linear)"] == leaving[3]
+    assert (
+        found["head"]
+        == found["gate"]
+        == sum(count * min(k + 1, 3) for k, count in enumerate(leaving))
+    )
+    assert found["decisions and the rest"] == 10
+    assert sum(map(profile.share, profile.operations)) == pytest.approx(1)
+    with pytest.raises(UserInputError, match="is by its layers"):
+        device_profile_of(profile, name="n", device="d")
+
+
+@pytest.mark.parametrize(
+    ("part", "line"),
+    [("gates.1", "gate"), ("heads.0.classifier.0", "head"),
+     ("backbone.layer1.0.conv1", "layer1.0.conv1 (SlowConv)")],
+)  # fmt: skip
+def test_a_slow_layer_of_any_network_shows_in_its_own_line(part, line):
+    model = residual(size=32)
+    parent, _, child = part.rpartition(".")
+    layer = model.get_submodule(part)
+    slow = SlowConv.like(layer) if isinstance(layer, nn.Conv2d) else Slow(layer)
+    setattr(model.get_submodule(parent), child, slow)
+    profile = profile_operations(model, images(3), thresholds=1.0, warmup=1)
+    slowest = max(profile.operations, key=lambda operation: operation.total_ms)
+    assert slowest.name == line
+    assert slowest.total_ms >= 300
+
+
+def test_segments_are_timed_apart_from_their_checks():
+    model = residual(size=32)
+    model.heads[1] = Slow(model.heads[1])  # 100 ms of the second check
+    model.backbone.layer2[1].conv1 = Slow(model.backbone.layer2[1].conv1)  # of the third segment
+    profile = segment_profile_of(model, images(2), name="here", device="d", net_power_w=3.0)
+    assert profile.exits == RESNET_EXITS
+    assert len(profile.segments_ms) == 4
+    assert min(*profile.segments_ms, *profile.checks_ms) > 0
+    bodies = [
+        whole - check
+        for whole, check in zip(profile.segments_ms, [*profile.checks_ms, 0], strict=True)
+    ]
+    slow = [ms >= 100 for ms in profile.checks_ms], [ms >= 100 for ms in bodies]
+    assert slow == ([False, True, False], [False, False, True, False])
+    assert 100 <= profile.whole_ms < sum(profile.segments_ms) - 90  # without any check
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    told = predict(profile, [1, 1, 0, 2], positions=(*RESNET_EXITS, "final head"))
+    reached = (1.0, 0.75, 0.5, 0.5)
+    assert told.forward_ms == pytest.approx(
+        sum(share * ms for share, ms in zip(reached, profile.segments_ms, strict=True))
+    )
+    assert told.whole_ms == profile.whole_ms
+    with pytest.raises(UserInputError, match="these stand behind a,b,c"):
+        predict(profile, [1, 1, 0, 2], positions=("a", "b", "c", "final head"))
+    with pytest.raises(UserInputError, match="given no image"):
+        segment_profile_of(model, [], name="here", device="d")
 
 
 def test_a_range_inside_one_of_the_same_name_is_not_opened():

@@ -102,10 +102,11 @@ def test_measured_costs_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "match"),
     [({"exits": [0, 2]}, "behind 0,2, this one has them behind 0,1"),
-     ({"exits": [0]}, "exits behind"), ({"format": "x"}, "format"), ({"unit": "s"}, "one of"), ({"segments": [1, 2]}, "segment"),
-     ({"segments": [1, "2", 3]}, "number"), ({"segments": [1, True, 3]}, "number"),
-     ({"checks": [float("nan"), 0]}, "number"), ({"checks": None}, "list"),
-     ({"checks": [10**400, 0]}, "too large"), ({"source": 3}, "text")],
+     ({"exits": [0]}, "exits behind"), ({"format": "x"}, "format"), ({"unit": "s"}, "one of"),
+     ({"segments": [1, 2]}, "segment"), ({"segments": [1, "2", 3]}, "number"),
+     ({"segments": [1, True, 3]}, "number"), ({"checks": [float("nan"), 0]}, "number"),
+     ({"checks": None}, "list"), ({"checks": [10**400, 0]}, "too large"),
+     ({"source": 3}, "text")],
 )  # fmt: skip
 def test_files_of_costs_that_do_not_fit(changes, match, tmp_path):
     with pytest.raises(UserInputError, match=match):

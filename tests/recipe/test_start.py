@@ -20,6 +20,7 @@ from compress.recipe.plan import plan_tasks
 from compress.recipe.run import check_recipe
 from compress.recipe.schema import read_recipe
 from compress.run import main
+from tests.exit_networks import resnet
 
 SMALL = Preprocessing(16, "pillow-bilinear", 16, mean=(0.2,) * 3, std=(0.4,) * 3)
 FACTORY = "tests.networks:BottleneckResNet"
@@ -148,6 +149,65 @@ def test_slim_and_exits_follow_one_another_in_both_orders(tmp_path, order, netwo
     evaluated = {task.name for task in plan_tasks(read_recipe(recipe)) if task.kind == "evaluate"}
     dynamic = {name.removeprefix("slim ").replace(" ", "-") for name in networks if "dynn" in name}
     assert evaluated == {f"evaluate/{name}" for name in dynamic}
+
+
+@pytest.mark.parametrize(
+    ("positions", "head"),
+    [(["layer1.1", "layer2.0"], "linear"), ("auto:2", "conv:8")],
+    ids=["by-path", "auto"],
+)
+def test_exits_behind_modules_of_any_network_from_training_to_report(tmp_path, positions, head):
+    torch.manual_seed(0)
+    file = saved(resnet(), tmp_path / "resnet.pth")
+    chain = [
+        {"exits": {**SHORT, "positions": positions, "head": head, "head_warmup_epochs": 1}},
+        {"plan": {"max_drop": 20.0}},
+        {"evaluate": {}},
+        {"export": {"format": "bundle"}},
+        {"dispatch": {}},
+        {"compare": {"seconds": 0.05}},
+        {"report": {}},
+    ]
+    recipe = written(tmp_path, {"start": {"checkpoint": str(file)}}, chain)
+    run = tmp_path / "run"
+    assert main([str(recipe), "-o", str(run), "-q"]) == 0
+    made = figures(run, "exits/dynn")["positions"]
+    assert len(made) == 2
+    assert all(isinstance(path, str) for path in made)
+    assert made == positions or positions == "auto:2"
+    plan = figures(run, "plan/dynn")
+    assert set(plan["exits"]) <= set(made)
+    evaluated = figures(run, "evaluate/dynn")["test"]
+    assert evaluated["positions"] == [*plan["exits"], "final head"]
+    dispatched = figures(run, "dispatch/dynn")
+    assert dispatched["same_decisions"] >= 0.99 * dispatched["images"] > 0
+    html = (run / "report/report.html").read_text()
+    assert all(f">{path}<" in html or path in html for path in plan["exits"])
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"positions": ["layer9"]}, "no module 'layer9'"),
+        ({"positions": "auto:40"}, "auto:40 asks for 40 exits"),
+        ({"positions": ["layer1.1", "layer1.1"]}, "repeat"),
+        ({"positions": [0]}, "no module 'blocks.0'"),
+        ({"positions": ["layer1.1"], "head": "conw"}, "expected linear"),
+        ({"positions": "auto"}, "positions"),
+        ({"positions": ["a b"]}, "position"),
+        ({"positions": []}, "positions"),
+    ],
+    ids=str,
+)
+def test_exits_that_cannot_be_are_told_before_anything_runs(tmp_path, capsys, options, problem):
+    torch.manual_seed(0)
+    file = saved(resnet(), tmp_path / "resnet.pth")
+    recipe = written(tmp_path, {"start": {"checkpoint": str(file)}}, [{"exits": options}])
+    assert main([str(recipe), "-o", str(tmp_path / "run"), "-q"]) == 3
+    told = capsys.readouterr().err
+    assert "step 2 (exits)" in told
+    assert problem in told
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

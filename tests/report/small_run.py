@@ -84,6 +84,23 @@ PLAN = {
     "accuracy": {"images": 400, "correct": 387, "interval": [0.945, 0.983], "confidence": 0.95},
     "guarantee": None,
 }
+PATHS = ["layer1.8.relu", "features.14.block.conv2"]
+EVALUATED_BY_PATH = {
+    **EVALUATED,
+    "test": {**exit_report(0.7, 0.5, 96.75), "positions": [*PATHS, "final head"]},
+    "calibration": [
+        {"position": path, "auroc": auroc, "ece_before": 0.125, "ece_after": 0.0625}
+        for path, auroc in zip(PATHS, (0.875, 0.625), strict=True)
+    ],
+}
+REFUSED = {
+    **PLAN,
+    "format": "compress.plan/2",
+    "exits": [],
+    "thresholds": [],
+    "cost": {"expected": 2.0, "full": 2.0, "unit": "ms", "source": "measured"},
+    "refused": {"exits": PATHS, "thresholds": [0.7, 0.8], "expected": 2.5},
+}
 PARITY = {
     "worst_relative_error": 2.5e-7,
     "worst_gate_error": 1.5e-6,

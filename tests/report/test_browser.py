@@ -1,5 +1,6 @@
 """The page in a real headless Chromium: light, dark, printed, on a telephone, with no network."""
 
+import json
 import os
 import sys
 
@@ -7,7 +8,17 @@ import pytest
 
 from compress.report.collect import collect
 from compress.report.write import write_report
-from tests.report.small_run import CURVE, HISTOGRAM, LAYERS, PICTURE, SLIM_ROWS, done, write_run
+from tests.report.small_run import (
+    CURVE,
+    EVALUATED_BY_PATH,
+    HISTOGRAM,
+    LAYERS,
+    PICTURE,
+    REFUSED,
+    SLIM_ROWS,
+    done,
+    write_run,
+)
 from tools.browser_fixture import chromium, is_installed, libraries, python_path
 
 pytestmark = pytest.mark.slow
@@ -76,7 +87,9 @@ def address(tmp_path_factory):
     slimmed = done({"threshold": 0.02, "gamma": {"share_below_1pct": 0.625}})
     long = "a-name-that-goes-on-and-on-" * 7
     names = {"thin/slim/0.5/done.json": slimmed, "thin/slim/0.5/gamma.svg": PICTURE,
-             f"early/export/{long}/done.json": done({"parity": {"images": 1}})}  # fmt: skip
+             f"early/export/{long}/done.json": done({"parity": {"images": 1}}),
+             "early/evaluate/dynn/done.json": done(EVALUATED_BY_PATH),
+             "early/plan/dynn/plan.json": json.dumps(REFUSED)}  # fmt: skip
     runs = [write_run(folder / "a"), write_run(folder / "b", **names)]
     return write_report([collect(run) for run in runs], folder / "out").html.as_uri()
 

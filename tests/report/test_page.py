@@ -10,10 +10,13 @@ from compress.report.page import render_html
 from tests.report.parsed import Page
 from tests.report.small_run import (
     CURVE,
+    EVALUATED_BY_PATH,
     EXIT_ROWS,
     HISTOGRAM,
     LAYERS,
+    PATHS,
     PICTURE,
+    REFUSED,
     SLIM_ROWS,
     done,
     write_run,
@@ -104,6 +107,24 @@ def test_exits_show_rates_and_accuracies(page):
         ["block 3", "150", "37.50%", "98.00%", "0.750", "0.250", "0.031"],
         ["final head", "50", "12.50%", "82.00%", "–", "–", "–"],
     ]
+
+
+def test_exits_behind_modules_are_named_by_their_paths(tmp_path):
+    own = {"early/evaluate/dynn/done.json": done(EVALUATED_BY_PATH),
+           "early/plan/dynn/plan.json": json.dumps(REFUSED)}  # fmt: skip
+    html = render_html([collect(write_run(tmp_path, **own))])
+    page = Page(html)
+    assert [m["name"] for m in page.marks("Where images leave: dynn")] == [*PATHS, "final head"]
+    assert page.tables["Exits of dynn"][1:] == [
+        ["layer1.8.relu", "200", "50.00%", "99.50%", "0.875", "0.125", "0.062"],
+        ["features.14.block.conv2", "150", "37.50%", "98.00%", "0.625", "0.125", "0.062"],
+        ["final head", "50", "12.50%", "82.00%", "–", "–", "–"],
+    ]
+    assert ">featu…ck.conv2<" in html  # in the drawing, where only its ends fit
+    assert page.tables["Plans"][1][1] == (
+        "none: with layer1.8.relu, features.14.block.conv2 an image costs 125.00% of the whole "
+        "network"
+    )
 
 
 def test_accuracy_against_cost_marks_the_chosen_point(html):

@@ -109,9 +109,10 @@ class FakeRuntime(Counted):
 
 
 class FakeEngineBase(Counted):
-    """An engine from JSON: segment, batch ([n] or [low, high]), memory, tensors.
+    """An engine from JSON: segment, batch ([n] or [low, high]), memory, tensors, ranges.
 
-    A tensor is [is input, name, dtype, shape of one image].
+    A tensor is [is input, name, dtype, shape of one image]; ranges are those of inputs that take
+    other batches than the rest.
     """
 
     def __init__(self, trt, value):
@@ -152,7 +153,7 @@ class FakeEngineBase(Counted):
         return iter([batch, *self._tensors[name][2]])  # Dims is no tuple either
 
     def get_tensor_profile_shape(self, name, profile):
-        low, high = self._value["batch"]
+        low, high = self._value.get("ranges", {}).get(name, self._value["batch"])
         shape = self._tensors[name][2]
         assert profile == 0
         return [[size, *shape] for size in (low, high, high)]

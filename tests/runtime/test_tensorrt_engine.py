@@ -9,6 +9,7 @@ from compress.runtime.cuda import CudaRuntime
 from compress.runtime.manifest import read_manifest
 from compress.runtime.tensorrt_backend import TensorRTBackend
 from tests.runtime.engine_bundles import (
+    UNET,
     assert_decides,
     engine_value,
     opened,
@@ -127,6 +128,19 @@ def test_an_engine_of_something_else_runs_nothing(tmp_path, change, words):
     caught.value.with_traceback(None)
     del caught
     assert device.faults == []
+
+
+def test_an_engine_whose_second_input_takes_fewer_images_runs_nothing(tmp_path):
+    def change(engines):
+        engines[2]["ranges"] = {"hidden_2": [1, 4]}
+
+    bundle, device = write_bundle(tmp_path / "bundle", dtype=UNET, change=change), FakeDevice()
+    with (
+        pytest.raises(UserInputError, match="batches of 1 to 4; expected 1 to 8"),
+        opened(bundle, device=device),
+    ):
+        pass
+    assert device.count("cudaMalloc") == 0
 
 
 def test_an_engine_that_tensorrt_cannot_load_is_one_sentence(tmp_path):

@@ -31,6 +31,7 @@ from compress.export.onnx_file import onnx_from_module, onnx_session, session_ru
 from compress.files import write_json
 from compress.measure.accuracy import evaluate_accuracy
 from compress.measure.latency import measure_latency
+from compress.measure.macs import count_macs
 from compress.opened import Opening, open_checkpoint
 from compress.slimming.candidates import Candidate, Mending
 from compress.slimming.job import SlimJob, slim_checkpoint
@@ -115,8 +116,8 @@ def _network(plan: Plan, notes: Notes, adopted: Path) -> list[dict[str, Any]]:
     """Measure one network and its slimmed forms."""
     opened = open_checkpoint(adopted)
     data = opened.data(f"folder:{plan.data}")
-    test = _first(data.splits["test"], plan.test_images)
-    whole = notes.get(adopted.stem, lambda: {"correct": _correct(opened.model, test, data)})
+    test = first(data.splits["test"], plan.test_images)
+    whole = notes.get(adopted.stem, lambda: {"correct": correct(opened.model, test, data)})
     row = {"name": adopted.stem, "ratio": 0.0, "file": str(adopted), "images": len(test)}
     rows = [{**row, **whole}]
     for ratio in plan.ratios:
@@ -141,7 +142,7 @@ def _slim(
 
     def look(candidate: Candidate) -> None:
         if candidate.name in TRIED:
-            tried[candidate.name] = _correct(candidate.network, test, data)
+            tried[candidate.name] = correct(candidate.network, test, data)
 
     job = SlimJob(
         checkpoint=adopted,
@@ -171,7 +172,7 @@ def _finetune(plan: Plan, slim: Path, test: Split, data: ImageData) -> dict[str,
     )
     finetune_checkpoint(job)
     best = open_checkpoint(job.folder / "best.pth")
-    return {"correct": _correct(best.model, test, data)}
+    return {"correct": correct(best.model, test, data)}
 
 
 def _latency(plan: Plan, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -182,7 +183,7 @@ def _latency(plan: Plan, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         opened = open_checkpoint(file)
         image = opened.data(f"folder:{plan.data}")
         picture = image.normalize(
-            _first(image.splits["test"], 1).images(torch.zeros(1, dtype=torch.int64))
+            first(image.splits["test"], 1).images(torch.zeros(1, dtype=torch.int64))
         )
         onnx = onnx_from_module(opened.model, picture, file.with_suffix(".onnx"))
         runners[str(file)] = session_runner(onnx_session(onnx.path), picture)
@@ -227,11 +228,17 @@ def _settings(plan: Plan) -> dict[str, Any]:
     return json.loads(json.dumps(told, default=str))
 
 
-def _correct(network: nn.Module, split: Split, data: ImageData) -> int:
+def correct(network: nn.Module, split: Split, data: ImageData) -> int:
+    """Return how many images of a split a network classifies rightly."""
     return evaluate_accuracy(network, split, data.normalize, progress=False).correct
 
 
-def _first(split: Split, count: int | None) -> Split:
+def counted(network: nn.Module, data: ImageData) -> int:
+    """Return the multiply-adds of a network for one image of the data."""
+    return count_macs(network, data.preprocessing.shape)
+
+
+def first(split: Split, count: int | None) -> Split:
     """Return every n-th image of a split, so that all classes are among them."""
     step = 1 if count is None else max(1, len(split) // count)
     return Split(split.source, split.positions[::step], split.labels[::step])

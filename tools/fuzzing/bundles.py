@@ -27,7 +27,10 @@ def manifests(bundle: Path) -> Kind:
     """Return the kind of manifests, of the bundle that is its seed."""
 
     def mutate(rng: random.Random, case: Path) -> None:
-        mutate_json_file(rng, case / MANIFEST)
+        if rng.random() < 0.3:
+            _trade_tensors(rng, case / MANIFEST)
+        else:
+            mutate_json_file(rng, case / MANIFEST)
         if rng.random() < 0.1:
             first, second = rng.sample(_segments(case), 2)
             content = first.read_bytes()
@@ -120,6 +123,26 @@ def _dispatch(case: Path) -> None:
 
 def _segments(case: Path) -> list[Path]:
     return sorted(case.glob("*.onnx"))
+
+
+def _trade_tensors(rng: random.Random, path: Path) -> None:
+    """Let segments take and give what is another's: each tensor alone is still a good one."""
+    value = json.loads(path.read_text())
+    sides = [part[side] for part in value["segments"] for side in ("inputs", "outputs")]
+    for _ in range(rng.randint(1, 3)):
+        one, other = rng.choice(sides), rng.choice(sides)
+        way, place = rng.randrange(5), rng.randrange(len(other) + 1)
+        if way == 0 and one:
+            other.insert(place, one.pop(rng.randrange(len(one))))
+        elif way == 1 and one:
+            other.insert(place, dict(rng.choice(one)))
+        elif way == 2 and one and other:
+            rng.choice(other)[rng.choice(("name", "alias"))] = rng.choice(one)["name"]
+        elif way == 3 and one:
+            rng.choice(one)["dtype"] = rng.choice(("float16", "int32", "int64", "bool"))
+        else:
+            rng.shuffle(other)
+    path.write_text(json.dumps(value))
 
 
 def _name_again(case: Path, path: Path) -> None:
