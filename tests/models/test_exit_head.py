@@ -20,7 +20,11 @@ TAPS = {4: (3, 6, 5, 7), 3: (3, 9, 6), 2: (3, 6)}
         ("hidden:5", 4, 2 * 6 * 5 + 5 + 5 * 10 + 10),
         ("hidden:5", 3, 6 * 5 + 5 + 5 * 10 + 10),
         # two depthwise 3x3, two pointwise, a γ and a β behind each, and the last layer
-        ("conv:8", 4, (9 * 6 + 2 * 6 + 6 * 8 + 2 * 8) + (9 * 8 + 2 * 8 + 8 * 8 + 2 * 8) + 16 * 10 + 10),
+        (
+            "conv:8",
+            4,
+            (9 * 6 + 2 * 6 + 6 * 8 + 2 * 8) + (9 * 8 + 2 * 8 + 8 * 8 + 2 * 8) + 16 * 10 + 10,
+        ),
     ],
 )
 def test_a_head_of_every_kind(kind: str, dims: int, parameters: int) -> None:
