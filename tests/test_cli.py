@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from compress.cli import add_common_options, print_json, run_door
+from compress.cli import add_common_options, parse_positions, print_json, run_door
 from compress.errors import (
     AccuracyError,
     CompressError,
@@ -15,6 +15,7 @@ from compress.errors import (
     UnsupportedModelError,
     UserInputError,
 )
+from compress.models.exit_spelling import path_of, spelled
 
 
 def door(work, *arguments: str) -> int:
@@ -187,3 +188,27 @@ def test_a_percentage_without_its_sign_is_guessed():
 
     with pytest.raises(UserInputError, match=r"--ratio is 40; .* did you mean 0\.4\?"):
         check_ratio(40)
+
+
+@pytest.mark.parametrize(
+    ("typed", "positions"),
+    [
+        ("7,8, 9", (7, 8, 9)),
+        ("blocks.7,8", (7, 8)),
+        ("layer1.8,layer2.4", ("layer1.8", "layer2.4")),
+        ("blocks.7.mlp", ("blocks.7.mlp",)),
+        ("features.14,0", ("features.14", 0)),
+        ("blocks.07,07", ("blocks.07", "07")),
+    ],
+)
+def test_positions_of_exits_are_spelled_as_tables_spell_them(typed, positions):
+    found = parse_positions(typed, "--exits")
+    assert found == positions
+    assert tuple(spelled(path_of(each)) for each in found) == positions
+    assert parse_positions(None, "--exits") is None
+
+
+@pytest.mark.parametrize("typed", ["", "7,,8", "layer1 layer2", "x" * 201, "a\x1b[2J", ","])
+def test_positions_that_cannot_be(typed):
+    with pytest.raises(UserInputError, match=r"--at is '.*expected blocks or paths of modules"):
+        parse_positions(typed, "--at")

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.errors import ToolchainError
+from compress.export.bundle_replay import DEPTH
 from compress.measure.device_profile import DeviceProfile
 from compress.measure.op_profile import Operation, OpProfile
 from compress.models.exit_spelling import (
@@ -145,7 +146,7 @@ def positions_of(manifest: Manifest) -> tuple[Position, ...] | None:
 
     None where there are no exits, and it is not known how many blocks the network has.
     """
-    noted, ends = manifest.notes.get("depth", 0), _ends(manifest)
+    noted, ends = manifest.notes.get(DEPTH, 0), _ends(manifest)
     try:
         depth = noted if isinstance(noted, int) else 0
         check_order(ends, depth)

@@ -11,6 +11,7 @@ is the final head. Names in the state_dict are the published ones: `intermediate
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -25,10 +26,11 @@ from compress.models.with_exits import WithExits, checked_bars, numbers_of
 from compress.runtime.decision import fires
 from compress.runtime.thresholds import check_thresholds
 
-__all__ = ["GFNetDynn", "check_exit_positions", "gfnet_with_exits"]
+__all__ = ["GFNetDynn", "check_exit_positions", "gfnet_with_exits", "gfnet_without_exits"]
 
 WITHOUT_EFFECT = ("num_classes", "drop_path")  # of the configuration, on the features in eval mode
 FINAL_HEADS = ("head", "head_dist")
+OF_EXITS = ("exits", "exit_dist_heads")  # of the configuration
 
 
 class GFNetDynn(WithExits, GFNet):
@@ -224,7 +226,8 @@ def gfnet_with_exits(
     if exit_dist_heads is None:
         exit_dist_heads = model.config.get("exit_dist_heads")
     config = {**model.config, "exits": exits, "exit_dist_heads": exit_dist_heads}
-    twin = GFNetDynn(**config)
+    with torch.device("meta") if model.pos_embed.is_meta else nullcontext():
+        twin = GFNetDynn(**config)
     state = twin.state_dict()
     for name, tensor in model.state_dict().items():
         part, _, rest = name.partition(".")
@@ -236,6 +239,17 @@ def gfnet_with_exits(
             state[name] = tensor
     twin.load_state_dict(state)
     return twin.to(model.pos_embed.device).train(model.training)
+
+
+def gfnet_without_exits(model: GFNetDynn) -> GFNet:
+    """Return the network under the exits, in the mode of the original; nothing is shared."""
+    config = {name: value for name, value in model.config.items() if name not in OF_EXITS}
+    with torch.device("meta"):
+        twin = GFNet(**config)
+    state = model.state_dict()
+    own = {n: tensor.clone() for n, tensor in state.items() if not model.is_exit_parameter(n)}
+    twin.load_state_dict(own, assign=True)
+    return twin.train(model.training)
 
 
 def check_exit_positions(exits: Sequence[int], depth: int) -> None:

@@ -11,6 +11,7 @@ import torch
 from compress.checkpoint import save
 from compress.data.spec import load_data
 from compress.errors import UnsupportedModelError, UserInputError
+from compress.exits.recalibrate import recalibrated
 from compress.exits.replay import save_replay
 from compress.export.export_job import ExportJob, export_checkpoint
 from compress.export.recalibrate_bundle import recalibrate_bundle
@@ -24,6 +25,7 @@ from compress.planning.plan import Objective, read_plan
 from compress.runtime.dispatcher import Dispatcher
 from compress.runtime.manifest import read_manifest, write_manifest
 from compress.runtime.reference_rates import ReferenceRates
+from tests.exit_networks import KINDS, RESNET_EXITS
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +82,66 @@ def test_a_table_gives_the_plan_of_its_checkpoint(checkpoint, digits, tables, tm
     of_checkpoint = plan_network(job(checkpoint, digits))
     assert of_table.plan == of_checkpoint.plan
     assert of_table.test is None
+
+
+@pytest.fixture(scope="module", params=["resnet-linear", "resnet-conv"])
+def modular(request, tmp_path_factory, digits):
+    """A checkpoint whose exits stand behind modules."""
+    path = tmp_path_factory.mktemp("modular") / "resnet.pth"
+    meta = {"data": {"name": "digits"}, "preprocessing": digits.preprocessing.to_dict()}
+    return save(KINDS[request.param](), path, meta=meta)
+
+
+@pytest.mark.parametrize("goal", ["--max-drop=90", "--budget=0.9", "--risk=0.95"])
+def test_exits_behind_modules_are_planned_and_named(modular, tmp_path, capsys, goal):
+    plan_file = tmp_path / "plan.json"
+    options = ["--data", "digits", goal, "--hand-made", "layer1.1,layer2.1:0.9", "-q"]
+    assert main([str(modular), *options, "-o", str(plan_file), "--front"]) == 0
+    text = capsys.readouterr().out
+    plan = read_plan(plan_file)
+    assert plan.depth == 0
+    assert set(plan.exits) <= set(RESNET_EXITS)
+    assert plan.exits
+    for exit_, bar in zip(plan.exits, plan.thresholds, strict=True):
+        assert f"{exit_:>11}  {bar:9.4f}" in text
+    assert main([str(modular), *options, "-o", str(plan_file), "--force", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["plan"]["exits"] == list(plan.exits)
+    assert told["front"]["points"]["hand-made"][0]["exits"] == ["layer1.1", "layer2.1"]
+    table = replay_of(modular, "digits", ("calibration",), progress=False)["calibration"]
+    before = replace(table, scores=np.sqrt(table.scores))  # as after quantisation, all too high
+    found = recalibrated(table, before, 0.7)
+    assert found.drift > found.remaining_drift
+
+
+def test_exits_that_measured_costs_do_not_pay_for_are_told(modular, tmp_path, capsys):
+    costs = {
+        "format": "compress.costs/1", "unit": "ms", "source": "a board", "exits": [*RESNET_EXITS],
+        "segments": [1.0, 1.0, 1.0, 1.0], "checks": [0.5, 0.5, 0.5], "whole": 0.9,
+    }  # fmt: skip
+    (tmp_path / "costs.json").write_text(json.dumps(costs))
+    options = [
+        "--data",
+        "digits",
+        "--max-drop",
+        "90",
+        "--costs",
+        str(tmp_path / "costs.json"),
+        "-q",
+    ]
+    plan_file = tmp_path / "plan.json"
+    assert main([str(modular), *options, "-o", str(plan_file)]) == 0
+    text = capsys.readouterr().out
+    plan = read_plan(plan_file)
+    assert plan.exits == ()
+    assert set(plan.refused.exits) <= set(RESNET_EXITS)
+    assert f"no exits: with those behind {','.join(plan.refused.exits)} an image would cost" in text
+    assert "and 0.9 ms without any, so the plan is the whole network" in text
+    assert "expected cost 100.0% of the whole network (a board)" in text
+    assert main([str(modular), *options, "-o", str(plan_file), "--force", "--json"]) == 0
+    refused = json.loads(capsys.readouterr().out)["plan"]["refused"]
+    assert refused["exits"] == list(plan.refused.exits)
+    assert refused["expected"] >= 0.9
 
 
 def test_the_front_of_a_report_lays_all_planners_side_by_side(checkpoint, digits):
