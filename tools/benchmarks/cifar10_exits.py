@@ -63,8 +63,8 @@ class Way:
 
 
 WAYS = {
-    "linear": Way(head="linear", epochs=3),
-    "conv": Way(head="conv", epochs=3),
+    "linear": Way(head="linear", epochs=2),
+    "conv": Way(head="conv", epochs=2),
     "joint": Way(head="conv", epochs=3, after="conv"),
 }
 PLANS: dict[str, dict[str, Any]] = {
@@ -127,7 +127,7 @@ def trained(bench: Bench, name: str, checkpoint: Path, way: str) -> Path:
     folder = bench.folder / f"{checkpoint.parent.name}.{way}"
     config = ExitTrainingConfig(
         epochs=given.epochs,
-        head_warmup_epochs=0 if given.after else 12,
+        head_warmup_epochs=0 if given.after else 6,
         batch_size=128,
         distillation_alpha=0.5,
         regime="mixed" if given.after else "frozen",
