@@ -23,6 +23,7 @@ from compress.models.outputs import logits_of
 from compress.models.rebuild import at_own_widths
 from compress.models.taps import Left, tapped
 from compress.models.with_exits import WithExits, checked_bars, numbers_of
+from compress.runtime.decision import leaves
 
 __all__ = ["BACKBONE", "EarlyExitNetwork", "described_exits"]
 
@@ -121,8 +122,8 @@ class EarlyExitNetwork(WithExits):
 
         def see(number: int, tap: Tensor) -> None:
             logits = self.head(number)(tap)
-            # The one value that an exit sends to the host; False for a gate that is no number.
-            if torch.sigmoid(self.gates[number](logits)).item() >= bars[number]:
+            score = torch.sigmoid(self.gates[number](logits)).item()  # all that the host is sent
+            if leaves(score, bars[number]):
                 raise Left(logits, number)
 
         try:

@@ -23,7 +23,7 @@ from compress.models.gate import Gate
 from compress.models.gfnet import GFNet, initialised
 from compress.models.gfnet_layout import infer_gfnet_config, numbered
 from compress.models.with_exits import WithExits, checked_bars, numbers_of
-from compress.runtime.decision import fires
+from compress.runtime.decision import fires, leaves
 from compress.runtime.thresholds import check_thresholds
 
 __all__ = ["GFNetDynn", "check_exit_positions", "gfnet_with_exits", "gfnet_without_exits"]
@@ -118,7 +118,7 @@ class GFNetDynn(WithExits, GFNet):
         for i, (position, bar) in enumerate(zip(self.config["exits"], bars, strict=True)):
             x, done = self.run_blocks(x, done, position + 1), position + 1
             logits, gate = self.exit_outputs(i, x)
-            if torch.sigmoid(gate).item() >= bar:  # the one value an exit sends to the host
+            if leaves(torch.sigmoid(gate).item(), bar):  # the one value an exit sends to the host
                 return logits, i
         return self.classify(self.pool(self.run_blocks(x, done))), len(self.gates)
 
