@@ -101,7 +101,7 @@ def write_segments(
     if precision == "int8" and calibration is not None:
         feeds = _feeds(parts, calibration[:INT8_IMAGES], max_batch)
         written = _in_int8(parts, feeds, target, keep_int8)
-    notes: dict[str, Any] = {DEPTH: depth_of(network)}  # by which the final head is named
+    notes: dict[str, Any] = {DEPTH: depth_of(source.model)}  # by which the final head is named
     if source.thresholds and isinstance(network, WithExits):
         notes[CHECK_MACS] = exit_check_macs(network, _shape(source))
     if precision == "int8":

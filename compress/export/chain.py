@@ -52,7 +52,8 @@ def run_segment(session: Any, living: Mapping[str, NDArray[Any]]) -> Tensors:
         All that it gives, by name.
     """
     feed: Tensors = {
-        e.name: living[e.name].astype(TYPES[e.type], copy=False) for e in session.get_inputs()
+        each.name: living[each.name].astype(TYPES[each.type], copy=False)
+        for each in session.get_inputs()
     }
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, feed), strict=True))

@@ -28,7 +28,6 @@ from compress.errors import UnsupportedModelError
 from compress.export.cut_values import Seen, observed
 from compress.export.graph_facts import inner_reads
 from compress.export.graph_outputs import moved_aside, rename_values_
-from compress.export.graph_tidy import tidy_
 from compress.optional import require
 from compress.runtime.manifest import ITEM_BYTES, TensorSpec
 
@@ -198,8 +197,9 @@ def _settle(plan: _Plan, proto: "onnx.ModelProto", images: NDArray[np.float32]) 
     """
     values: Values = {plan.image: Seen(dtype=str(images.dtype), shape=images.shape[1:])}
     sizes = {place: value for place, value in plan.sizes().items() if value in plan.depends}
-    first = {name for part in plan.parts for name in part.results}.union(sizes.values())
-    values.update(observed(proto, first - {plan.image}, images))
+    results = {name for part in plan.parts for name in part.results}
+    first = results.union(sizes.values(), plan.crossing()) - {plan.image}
+    values.update(observed(proto, first, images))
     plan.counting = {place for place, value in sizes.items() if values[value].shape is not None}
 
     def has_no_rows(_: int, value: str) -> bool:
@@ -207,11 +207,13 @@ def _settle(plan: _Plan, proto: "onnx.ModelProto", images: NDArray[np.float32]) 
             return True
         return value in values and values[value].shape is None
 
-    _compute_again_(plan, plan.is_view)
-    while unknown := plan.crossing() - values.keys():
-        values.update(observed(proto, unknown, images))
+    while True:
         _compute_again_(plan, has_no_rows)
         _compute_again_(plan, plan.is_view)
+        unknown = plan.crossing() - values.keys()
+        if not unknown:
+            break
+        values.update(observed(proto, unknown, images))
     for part in plan.parts:
         for place in part.again:
             _check_cheap(plan, place, values)
@@ -265,8 +267,10 @@ def _written(
     if not takes:  # something must tell the number of images
         takes = [plan.image]
     segment = _bare(proto, f"segment_{number}")
-    segment.graph.node.extend(_nodes_of(plan, part, takes))
-    segment.graph.initializer.extend(proto.graph.initializer)  # tidying drops what nobody reads
+    nodes = _nodes_of(plan, part, takes)
+    read = {name for node in nodes for name in _reads(node)}
+    segment.graph.node.extend(nodes)
+    segment.graph.initializer.extend(t for t in proto.graph.initializer if t.name in read)
     _name_ends_(segment, crossing, results, takes)
     spec = {value: _spec(crossing.get(value, value), values[value]) for value in (*takes, *gives)}
     own = [_spec(name, values[value]) for value, name in results.items()]
@@ -275,7 +279,6 @@ def _written(
     segment.graph.output.extend(
         _info(each, batch) for each in (*(spec[value] for value in gives), *own)
     )
-    tidy_(segment)
     return GraphSegment(
         proto=segment,
         takes=tuple(spec[value] for value in takes),
@@ -286,25 +289,30 @@ def _written(
 
 def _bare(proto: "onnx.ModelProto", name: str) -> "onnx.ModelProto":
     """Return a model without a graph, of the same versions."""
-    onnx = require("onnx", "cutting ONNX graphs")
-    made = onnx.ModelProto()
-    made.CopyFrom(proto)
-    made.ClearField("graph")
+    made = type(proto)()
+    made.ir_version = proto.ir_version
+    made.producer_name, made.producer_version = proto.producer_name, proto.producer_version
+    made.opset_import.extend(proto.opset_import)
     made.graph.name = name
     return made
 
 
 def _nodes_of(plan: _Plan, part: _Part, takes: Sequence[str]) -> "list[onnx.NodeProto]":
-    """Return copies of the nodes of a segment, with what depends on constants alone."""
+    """Return copies of the nodes of a segment, with those that they need of constants alone."""
+    places = set(part.here)
+    todo = [name for place in part.here for name in plan.reads[place] - plan.depends]
+    while todo:
+        place = plan.maker.get(todo.pop())  # None of an initializer
+        if place is not None and place not in places:
+            places.add(place)
+            todo += plan.reads[place]
     found = []
-    for place, node in enumerate(plan.nodes):
-        is_constant = plan.depends.isdisjoint(node.output)
-        if place in part.here or is_constant:
-            copy = type(node)()
-            copy.CopyFrom(node)
-            if place in plan.counting and not _has(plan, part, takes, node.input[0]):
-                copy.input[0] = takes[0]  # any will do
-            found.append(copy)
+    for place in sorted(places):
+        copy = type(plan.nodes[place])()
+        copy.CopyFrom(plan.nodes[place])
+        if place in plan.counting and not _has(plan, part, takes, copy.input[0]):
+            copy.input[0] = takes[0]  # any will do
+        found.append(copy)
     return found
 
 

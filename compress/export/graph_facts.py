@@ -1,5 +1,6 @@
 """What can be known about the tensors of an ONNX graph without running it."""
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GraphFacts", "inner_reads", "opset_of", "type_name"]
 
+SMALL = 1024  # entries
 RENAMED = {"float": "float32", "double": "float64"}
 
 
@@ -93,12 +95,36 @@ def inner_reads(node: "onnx.NodeProto") -> Iterator[str]:
 def _inferred(proto: "onnx.ModelProto") -> "onnx.ModelProto":
     shape_inference = require("onnx.shape_inference", "reading ONNX graphs")
     try:
-        return shape_inference.infer_shapes(proto)
+        return shape_inference.infer_shapes(_without_weights(proto))
     except shape_inference.InferenceError as err:
         raise UnsupportedModelError(
             f"the graph is damaged ({err}); expected one that onnx.checker takes, so export the "
             "network again"
         ) from err
+
+
+def _without_weights(proto: "onnx.ModelProto") -> "onnx.ModelProto":
+    """Return the graph with its large constants as inputs: inference copies what it is given.
+
+    Only small ones, such as the sizes of a Reshape, tell shapes by their values.
+    """
+    helper = require("onnx.helper", "reading ONNX graphs")
+    graph, light = proto.graph, type(proto)()
+    light.ir_version = proto.ir_version
+    light.opset_import.extend(proto.opset_import)
+    light.functions.extend(proto.functions)
+    light.graph.node.extend(graph.node)
+    light.graph.value_info.extend(graph.value_info)
+    light.graph.output.extend(graph.output)
+    light.graph.input.extend(graph.input)
+    named = {value.name for value in graph.input}
+    for tensor in graph.initializer:
+        if math.prod(tensor.dims) <= SMALL:
+            light.graph.initializer.append(tensor)
+        elif tensor.name not in named:
+            info = helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            light.graph.input.append(info)
+    return light
 
 
 def _constant_value(node: "onnx.NodeProto") -> "onnx.TensorProto | None":

@@ -49,7 +49,8 @@ def constants_to_initializers_(proto: "onnx.ModelProto") -> None:
     """Turn Constant nodes into initializers: parsers ask for those where a value must be known."""
     graph = proto.graph
     stored = {tensor.name for tensor in graph.initializer}
-    constants = GraphFacts(proto).constants
+    has_any = any(node.op_type == "Constant" for node in graph.node)
+    constants = GraphFacts(proto).constants if has_any else {}
     for node in list(graph.node):
         if node.op_type == "Constant" and node.output[0] in constants:
             graph.initializer.append(constants[node.output[0]])

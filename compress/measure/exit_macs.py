@@ -9,11 +9,13 @@ four features of a gate are not multiply-adds of linear layers and count nothing
 GFNet-XS at 224 pixels: 57.80 million for the patches, 232.82 million a block.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
-from compress.measure.macs import count_macs, macs_by_layer
+from compress.measure._meta_copy import on_copy
+from compress.measure.macs import count_macs, macs_by_layer, macs_rules
 from compress.models.with_exits import WithExits
 
 __all__ = ["exit_check_macs", "macs_per_exit"]
@@ -32,13 +34,13 @@ def macs_per_exit(model: nn.Module, image_shape: Shape) -> list[int]:
     """
     if not isinstance(model, WithExits):
         return [count_macs(model, image_shape)]
-    exits = range(len(model.gates) + 1)
-    return [sum(macs_by_layer(model, image_shape, _until(number)).values()) for number in exits]
+    found: list[int] = on_copy(model, image_shape, _spent_by_exit)
+    return found
 
 
 def exit_check_macs(model: WithExits, image_shape: Shape) -> list[int]:
     """Return the multiply-adds of the head and the gate of every exit alone, image (C, H, W)."""
-    by_layer = macs_by_layer(model, image_shape, _until(len(model.gates)))
+    by_layer = macs_by_layer(model, image_shape, _all_exits)
     prefixes = [
         tuple(f"{part}.{number}." for part in model.exit_parts)
         for number in range(len(model.gates))
@@ -49,10 +51,24 @@ def exit_check_macs(model: WithExits, image_shape: Shape) -> list[int]:
     ]
 
 
-def _until(exit_number: int) -> Any:
-    def run(twin: nn.Module, image: Tensor) -> Tensor:
-        if not isinstance(twin, WithExits):
-            raise TypeError("a network with exits is counted")
-        return twin.run_until(image, exit_number)
+def _spent_by_exit(twin: Any, image: Tensor) -> list[int]:
+    """Run all exits once: what was spent when a gate has run is what its images have cost."""
+    spent: list[int] = [0]
+    by_exit: list[int] = []
 
-    return run
+    def counting(rule: Callable[..., int]) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            spent[0] += rule(module, inputs, output)
+
+        return hook
+
+    for name, rule in macs_rules(twin).items():
+        twin.get_submodule(name).register_forward_hook(counting(rule))
+    for gate in twin.gates:
+        gate.register_forward_hook(lambda *_: by_exit.append(spent[0]))
+    twin.every_exit(image)
+    return [*by_exit, spent[0]]
+
+
+def _all_exits(twin: Any, image: Tensor) -> Any:
+    return twin.every_exit(image)

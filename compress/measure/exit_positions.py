@@ -24,6 +24,7 @@ __all__ = ["ExitPosition", "auto_positions", "chosen_positions", "exit_positions
 
 AUTO = "auto:"
 MAX_EXITS = 64
+SMALL_BLOCK = 0.25  # share of the multiply-adds up to which nobody looks inside of a block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +60,11 @@ def exit_positions(
 ) -> list[ExitPosition]:
     """Return where exits can stand, in the order of the network.
 
-    Of modules that give the same tensor the innermost block is named, else the outermost layer.
-    Behind a layer that is no block an exit is listed where one tensor crosses, once for every layer
-    with multiply-adds; what lies inside a listed block only with `every`.
+    Of modules that give the same tensor the innermost block is named, one that is no bare
+    `nn.Sequential` where there is one, else the outermost layer. Behind a layer that is no block an
+    exit is listed where one tensor crosses, once for every layer with multiply-adds. What lies
+    inside a block is listed only with `every` where the block is small or where nothing inside of
+    it can be cut with one tensor; a bare `nn.Sequential` is no such block.
 
     Args:
         model: left as it is; one with exits is looked at without them.
@@ -79,7 +82,7 @@ def exit_positions(
             f"{type(backbone).__name__} has no module behind which an exit could stand: none that "
             "runs once gives a float tensor with one row an image before the end of the network"
         )
-    return found if every else _worth_listing(backbone, found)
+    return found if every else _worth_listing(backbone, found, seen)
 
 
 def auto_positions(
@@ -139,6 +142,7 @@ class _Seen:
     values: dict[str, int]
     shapes: dict[str, tuple[int, ...]]
     macs: dict[str, int]
+    layer_macs: dict[str, int]
     twice: set[str]
     outputs: list[int]
     last_layer: int = 0
@@ -146,7 +150,9 @@ class _Seen:
 
 def _look(twin: nn.Module, image: Tensor) -> _Seen:
     graph = ValueGraph()
-    seen = _Seen(graph=graph, order=[], values={}, shapes={}, macs={}, twice=set(), outputs=[])
+    seen = _Seen(
+        graph=graph, order=[], values={}, shapes={}, macs={}, layer_macs={}, twice=set(), outputs=[]
+    )
     pair = image.expand(2, *image.shape[1:]).clone()
     spent = [0]
     rules = macs_rules(twin)
@@ -156,6 +162,7 @@ def _look(twin: nn.Module, image: Tensor) -> _Seen:
             if name in rules:
                 seen.last_layer = rules[name](module, inputs, output) // 2
                 spent[0] += seen.last_layer
+                seen.layer_macs[name] = seen.layer_macs.get(name, 0) + seen.last_layer
             if name in seen.values or name in seen.twice:
                 seen.twice.add(name)
                 return
@@ -164,7 +171,7 @@ def _look(twin: nn.Module, image: Tensor) -> _Seen:
             except CompressError:
                 return
             value = graph.value_of(tap)
-            if value is not None and len(tap) == 2 and tap.dim() in (2, 3, 4):
+            if value is not None and tap.dim() in (2, 3, 4) and len(tap) == 2:
                 seen.order.append(name)
                 seen.values[name], seen.shapes[name] = value, tuple(tap.shape[1:])
                 seen.macs[name] = spent[0]
@@ -215,6 +222,7 @@ def _named_once(backbone: nn.Module, seen: _Seen) -> list[str]:
     chosen = set()
     for names in by_value.values():
         blocks = [name for name in names if _is_block(backbone, name)]
+        blocks = [name for name in blocks if not _is_chain(backbone, name)] or blocks
         depth = [name.count(".") for name in blocks or names]
         best = max(depth) if blocks else min(depth)
         chosen.add((blocks or names)[depth.index(best)])
@@ -225,16 +233,47 @@ def _is_block(backbone: nn.Module, name: str) -> bool:
     return next(backbone.get_submodule(name).children(), None) is not None
 
 
-def _worth_listing(backbone: nn.Module, found: Sequence[ExitPosition]) -> list[ExitPosition]:
-    """Leave out what lies inside a listed block, and layers that only work on what one gives."""
-    good = {each.path for each in found if each.tensors == 1 and _is_block(backbone, each.path)}
+def _is_chain(backbone: nn.Module, name: str) -> bool:
+    return type(backbone.get_submodule(name)) is nn.Sequential
+
+
+def _worth_listing(
+    backbone: nn.Module, found: Sequence[ExitPosition], seen: _Seen
+) -> list[ExitPosition]:
+    """Leave out what lies inside a unit, and layers that only work on what one gives."""
+    units = _units(backbone, found, seen)
     kept: list[ExitPosition] = []
     for each in found:
-        inside = any(each.path.startswith(f"{path}.") for path in good)
+        inside = any(_is_inside(each.path, unit) for unit in units)
         if inside or (each.tensors > 1 and not _is_block(backbone, each.path)):
             continue
-        alike = kept and kept[-1].tensors == each.tensors == 1
-        if alike and kept[-1].macs_share == each.macs_share:
-            kept.pop()  # the same layer behind its normalisation, activation or pooling
+        if kept and _work_alike(kept[-1], each):
+            # The same layer behind its normalisation, activation or pooling: the smallest tensor,
+            # by the name of the block where there is one, else by the last that gives it.
+            named = _is_block(backbone, kept[-1].path) and not _is_block(backbone, each.path)
+            if each.kib > kept[-1].kib or (each.kib == kept[-1].kib and named):
+                continue
+            kept.pop()
         kept.append(each)
     return kept
+
+
+def _units(backbone: nn.Module, found: Sequence[ExitPosition], seen: _Seen) -> list[str]:
+    """Return the blocks that nobody wants to cut inside."""
+    good = [each.path for each in found if each.tensors == 1]
+    whole = max(1, seen.macs[""])
+
+    def is_unit(path: str) -> bool:
+        macs = sum(macs for name, macs in seen.layer_macs.items() if _is_inside(name, path))
+        return macs <= SMALL_BLOCK * whole or not any(_is_inside(each, path) for each in good)
+
+    blocks = (path for path in good if _is_block(backbone, path) and not _is_chain(backbone, path))
+    return [path for path in blocks if is_unit(path)]
+
+
+def _is_inside(path: str, block: str) -> bool:
+    return path.startswith(f"{block}.")
+
+
+def _work_alike(one: ExitPosition, other: ExitPosition) -> bool:
+    return one.tensors == other.tensors == 1 and one.macs_share == other.macs_share

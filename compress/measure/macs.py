@@ -145,6 +145,13 @@ def _linear_macs(module: nn.Linear, inputs: tuple[Any, ...], output: Tensor) -> 
     return output.numel() * module.in_features
 
 
+def _attention_macs(module: nn.MultiheadAttention, inputs: tuple[Any, ...], output: Any) -> int:
+    """Count the four projections, as those of an attention made of linear layers."""
+    tokens = output[0].numel()
+    key, value = inputs[1:3] if len(inputs) > 2 else (output[0], output[0])
+    return (2 * tokens + key.numel() + value.numel()) * module.embed_dim
+
+
 def _no_macs(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> int:
     return 0
 
@@ -158,6 +165,7 @@ MAC_RULES: dict[type[nn.Module], Callable[..., int]] = {
     nn.ConvTranspose2d: _conv_transpose_macs,
     nn.ConvTranspose3d: _conv_transpose_macs,
     nn.Linear: _linear_macs,
+    nn.MultiheadAttention: _attention_macs,
     nn.modules.batchnorm._BatchNorm: _no_macs,
     nn.modules.instancenorm._InstanceNorm: _no_macs,
     nn.GroupNorm: _no_macs,

@@ -1,7 +1,8 @@
 """Which value a network computes from which, found by running it once on shapes alone.
 
 A value is what one operation gives; operations that write into a tensor make a new value of
-everything that shares its memory. Values that hang on parameters and constants alone are none.
+everything that shares its memory, also where that was a constant before. Values that hang on
+parameters and constants alone are none.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ class ValueGraph:
     reads: list[tuple[int, ...]] = field(default_factory=list)
     bytes_of: list[int] = field(default_factory=list)
     _held: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
+    _written: dict[int, int] = field(default_factory=dict)
 
     @contextmanager
     def following(self, image: Tensor) -> Iterator[None]:
@@ -41,7 +43,7 @@ class ValueGraph:
     def value_of(self, tensor: Tensor) -> int | None:
         """Return the value that a tensor holds now; None where it hangs on no image."""
         held = self._held.get(id(tensor))
-        return None if held is None else held[1]
+        return self._written.get(_memory(tensor)) if held is None else held[1]
 
     def ancestors(self, values: Sequence[int]) -> set[int]:
         """Return these values and all that they are computed from."""
@@ -59,28 +61,44 @@ class ValueGraph:
 
     def note(self, inputs: Any, outputs: Any, *, writes: bool) -> None:
         """Note one operation."""
-        read = [self.value_of(leaf) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-        known = tuple(dict.fromkeys(value for value in read if value is not None))
+        known: dict[int, None] = {}
+        for leaf in tree_leaves(inputs):
+            value = self.value_of(leaf) if isinstance(leaf, Tensor) else None
+            if value is not None:
+                known[value] = None
+                # Of a tensor that was written in part, the part made the value.
+                self.bytes_of[value] = max(self.bytes_of[value], _bytes(leaf))
         if not known:
             return
         for leaf in tree_leaves(outputs):
             if isinstance(leaf, Tensor):
-                value = self._add(leaf, known)
+                value = self._add(leaf, tuple(known))
                 if writes:
                     self._renew(leaf, value)
 
     def _add(self, tensor: Tensor, reads: tuple[int, ...]) -> int:
         self.reads.append(reads)
-        self.bytes_of.append(tensor.numel() * tensor.element_size())
+        self.bytes_of.append(_bytes(tensor))
         # Held, so that no other tensor gets the same id while the network runs.
         self._held[id(tensor)] = (tensor, len(self.reads) - 1)
         return len(self.reads) - 1
 
     def _renew(self, written: Tensor, value: int) -> None:
-        memory = written.untyped_storage()._cdata
+        memory = _memory(written)
+        # A constant that is written into is not held: whoever shares its memory reads it from here.
+        # What was written is held, so that its memory is no other's while the network runs.
+        self._written[memory] = value
         for key, (tensor, _) in self._held.items():
-            if tensor.untyped_storage()._cdata == memory:
+            if _memory(tensor) == memory:
                 self._held[key] = (tensor, value)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
 
 
 class _Following(TorchDispatchMode):

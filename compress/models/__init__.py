@@ -33,6 +33,11 @@ def build(arch: str, config: Mapping[str, Any]) -> nn.Module:
         inner = config.get("backbone")
         if not isinstance(inner, Mapping) or not isinstance(inner.get("config"), Mapping):
             raise UserInputError("the configuration of a network with exits names no backbone")
+        if inner.get("arch") in (EarlyExitNetwork.arch, GFNetDynn.arch):
+            raise UserInputError(
+                "the configuration of a network with exits names a backbone with exits of its own; "
+                "expected one without"
+            )
         return with_built_backbone(build(str(inner.get("arch")), inner["config"]), config)
     if arch not in ARCHITECTURES:
         raise UserInputError(
@@ -56,7 +61,7 @@ def with_built_backbone(backbone: nn.Module, config: Mapping[str, Any]) -> nn.Mo
     try:
         exits, classes = config["exits"], config["num_classes"]
         return EarlyExitNetwork(backbone, exits=exits, num_classes=classes)
-    except (TypeError, ValueError, KeyError, AttributeError) as err:
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as err:
         raise UserInputError(
             f"the configuration does not fit a network with early exits ({type(err).__name__}: "
             f"{err}); expected backbone, exits and num_classes"

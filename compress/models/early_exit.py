@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import UnsupportedModelError, UserInputError
+from compress.models.channel_axis import ChannelAxis
 from compress.models.exit_head import ExitHead, tap_channels
 from compress.models.exit_spelling import Position, path_of
 from compress.models.gate import Gate
@@ -34,7 +35,8 @@ class EarlyExitNetwork(WithExits):
     Args:
         backbone: the network; its own logits are the final head's. It is taken over, not copied.
         exits: for each exit "at", the path of its module, and what `ExitHead` takes: "head",
-            "channels", "dims" and, where slimming cut it, "inner"; in the order in which they run.
+            "channels", "dims", and "inner" and "channels_last" where they differ from what is
+            usual; in the order in which they run.
         num_classes: K, at least 2.
 
     Raises:
@@ -59,6 +61,7 @@ class EarlyExitNetwork(WithExits):
                 dims=each["dims"],
                 num_classes=num_classes,
                 inner=each.get("inner"),
+                channels_last=each.get("channels_last", False),
             )
             for each in exits
         )
@@ -101,8 +104,8 @@ class EarlyExitNetwork(WithExits):
         gates: list[Tensor] = []
 
         def see(number: int, tap: Tensor) -> None:
-            self._expect_turn(number, len(logits))
-            logits.append(self.head(number)(tap))
+            # What autograd keeps of it must outlive layers that work in place behind the tap.
+            logits.append(self.head(number)(tap.clone() if torch.is_grad_enabled() else tap))
             gates.append(self.gates[number](logits[number]))
 
         with tapped(self.backbone, self.at, see):
@@ -148,8 +151,9 @@ class EarlyExitNetwork(WithExits):
         kept: list[Tensor] = []
 
         def see(number: int, tap: Tensor) -> None:
-            self._expect_turn(number, len(kept))
-            kept.append(self.head(number).read(tap))
+            read = self.head(number).read(tap)
+            # Layers that work in place behind the tap would change what is kept of it.
+            kept.append(read.clone() if read.data_ptr() == tap.data_ptr() else read)
 
         with tapped(self.backbone, self.at, see):
             final = logits_of(self.backbone(image))
@@ -187,13 +191,6 @@ class EarlyExitNetwork(WithExits):
         listed = getattr(self.backbone, "no_weight_decay", None)
         return {BACKBONE + name for name in listed()} if callable(listed) else set()
 
-    def _expect_turn(self, number: int, turn: int) -> None:
-        if number != turn:
-            raise UnsupportedModelError(
-                f"module {self.at[number]!r} runs before {self.at[turn]!r}, but its exit is named "
-                "behind that one's; expected exits in the order in which they run"
-            )
-
 
 @torch.inference_mode()
 def described_exits(
@@ -214,23 +211,23 @@ def described_exits(
     """
     paths = [path_of(position) for position in positions]
     _check_exits(backbone, paths, 2)
-    shapes: dict[str, tuple[int, ...]] = {}
+    kind = f"conv:{_last_width(backbone)}" if head == "conv" else head
+    exits: list[dict[str, Any]] = []
 
     def see(number: int, tap: Tensor) -> None:
-        if len(tap) != len(image):
+        path, shape = paths[number], tuple(tap.shape)
+        if shape[:1] != image.shape[:1]:
             raise UnsupportedModelError(
-                f"module {paths[number]!r} gives a tensor of shape {tuple(tap.shape)} for "
-                f"{len(image)} images; expected one row an image"
+                f"module {path!r} gives a tensor of shape {shape} for {len(image)} images; "
+                "expected one row an image"
             )
-        shapes[paths[number]] = tuple(tap.shape)
+        is_last = axis.is_last(tap)
+        channels = tap_channels(shape, path, channels_last=is_last)
+        described = {"at": path, "head": kind, "channels": channels, "dims": len(shape)}
+        exits.append({**described, "channels_last": True} if is_last else described)
 
-    with tapped(backbone, paths, see):
+    with ChannelAxis().watching(backbone) as axis, tapped(backbone, paths, see, in_order=False):
         logits = logits_of(backbone(image))
-    kind = f"conv:{_last_width(backbone)}" if head == "conv" else head
-    exits = [
-        {"at": at, "head": kind, "channels": tap_channels(shape, at), "dims": len(shape)}
-        for at, shape in shapes.items()
-    ]
     return exits, logits.shape[-1]
 
 

@@ -32,21 +32,29 @@ class ExitHead(nn.Module):
 
     Args:
         kind: as above, with its number.
-        channels: of the map (B, C, H, W), of each token (B, N, C), or of a vector (B, C).
+        channels: C of the map (B, C, H, W), of each token (B, N, C), or of a vector (B, C).
         dims: of what the module gives, batch included: 4, 3 or 2.
         num_classes: K.
         inner: channels between the two convolutions of "conv"; None is the number of its kind.
+        channels_last: the map is (B, H, W, C).
 
     Raises:
         UserInputError: the kind is not known, or wants a map and there is none.
     """
 
     def __init__(
-        self, kind: str, *, channels: int, dims: int, num_classes: int, inner: int | None = None
+        self,
+        kind: str,
+        *,
+        channels: int,
+        dims: int,
+        num_classes: int,
+        inner: int | None = None,
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
         check_head_kind(kind)
-        self.kind, self.dims = kind, dims
+        self.kind, self.dims, self.channels_last = kind, dims, channels_last
         name, _, number = kind.partition(":")
         if name == "conv" and dims != MAP:
             raise UserInputError(
@@ -71,7 +79,12 @@ class ExitHead(nn.Module):
         return self.classify(self.read(tap))
 
     def read(self, tap: Tensor) -> Tensor:
-        """Return what is kept of a tap: of a "conv" head the map, else pooled features (B, …)."""
+        """Return what is kept of a tap: of a "conv" head the map (B, C, H, W), else features (B, F).
+
+        It may share the memory of the tap.
+        """
+        if self.channels_last:
+            tap = tap.movedim(3, 1)
         return tap if self.reads_map else self._pooled(tap)
 
     def classify(self, kept: Tensor) -> Tensor:
@@ -92,25 +105,34 @@ class ExitHead(nn.Module):
 
     def to_config(self) -> dict[str, str | int]:
         """Return the keywords that build it, at the widths that its layers have by now."""
-        name = self.kind.partition(":")[0]
+        config: dict[str, str | int] = self._widths()
+        if self.channels_last:
+            config["channels_last"] = True
+        return config
+
+    def _widths(self) -> dict[str, str | int]:
         if self.reads_map:
-            layers = [layer for layer in self.modules() if isinstance(layer, nn.Conv2d)]
-            kind, channels = f"conv:{layers[-1].out_channels}", layers[0].in_channels
-            if layers[1].out_channels != layers[-1].out_channels:  # slimming cut them apart
-                return {
-                    "head": kind, "channels": channels, "dims": self.dims,
-                    "inner": layers[1].out_channels,
-                }  # fmt: skip
-        else:
-            linear = [layer for layer in self.modules() if isinstance(layer, nn.Linear)]
-            kind = f"hidden:{linear[0].out_features}" if name == "hidden" else name
-            pooled = linear[0].in_features
-            channels = pooled // 2 if self.dims == MAP else pooled
+            first, inner, _, last = (e for e in self.see if isinstance(e, nn.Conv2d))
+            widths = {
+                "head": f"conv:{last.out_channels}", "channels": first.in_channels,
+                "dims": self.dims,
+            }  # fmt: skip
+            apart = inner.out_channels != last.out_channels  # slimming cut them apart
+            return {**widths, "inner": inner.out_channels} if apart else widths
+        linear = [layer for layer in self.classifier if isinstance(layer, nn.Linear)]
+        kind = f"hidden:{linear[0].out_features}" if len(linear) > 1 else self.kind
+        pooled = linear[0].in_features
+        channels = pooled // 2 if self.dims == MAP else pooled
         return {"head": kind, "channels": channels, "dims": self.dims}
 
 
-def tap_channels(shape: Sequence[int], path: str) -> int:
+def tap_channels(shape: Sequence[int], path: str, *, channels_last: bool = False) -> int:
     """Return the channels of what a module gives, (B, C, H, W), (B, N, C) or (B, C).
+
+    Args:
+        shape: of it.
+        path: of the module.
+        channels_last: a map is (B, H, W, C).
 
     Raises:
         UnsupportedModelError: it has another shape.
@@ -120,7 +142,7 @@ def tap_channels(shape: Sequence[int], path: str) -> int:
             f"module {path!r} gives a tensor of shape {tuple(shape)}; expected a map (B, C, H, W), "
             "tokens (B, N, D) or a vector (B, D) for an exit to read"
         )
-    return shape[2] if len(shape) == TOKENS else shape[1]
+    return shape[-1] if channels_last or len(shape) == TOKENS else shape[1]
 
 
 def _separable(channels: int, width: int) -> list[nn.Module]:

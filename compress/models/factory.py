@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import UnsupportedModelError, UserInputError
+from compress.models.early_exit import EarlyExitNetwork
 
 __all__ = ["FACTORY_ARCH", "build_from_factory", "call_factory", "factory_of", "fit_widths_"]
 
@@ -68,9 +69,10 @@ def call_factory(factory: str) -> nn.Module:
 def factory_of(arch: str, config: Mapping[str, Any]) -> str | None:
     """Return the factory that a checkpoint names for its network, or for what has exits in it."""
     inner = config.get("backbone")
-    if isinstance(inner, Mapping):
-        arch, config = inner.get("arch", ""), inner.get("config") or {}
-    named = config.get("factory") if arch == FACTORY_ARCH else None
+    if arch == EarlyExitNetwork.arch and isinstance(inner, Mapping):
+        arch, config = inner.get("arch", ""), inner.get("config", {})
+    found = arch == FACTORY_ARCH and isinstance(config, Mapping)
+    named = config.get("factory") if found else None
     return str(named) if named is not None else None
 
 

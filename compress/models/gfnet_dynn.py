@@ -26,10 +26,11 @@ from compress.models.with_exits import WithExits, checked_bars, numbers_of
 from compress.runtime.decision import fires
 from compress.runtime.thresholds import check_thresholds
 
-__all__ = ["GFNetDynn", "check_exit_positions", "gfnet_with_exits"]
+__all__ = ["GFNetDynn", "check_exit_positions", "gfnet_with_exits", "gfnet_without_exits"]
 
 WITHOUT_EFFECT = ("num_classes", "drop_path")  # of the configuration, on the features in eval mode
 FINAL_HEADS = ("head", "head_dist")
+OF_EXITS = ("exits", "exit_dist_heads")  # of the configuration
 
 
 class GFNetDynn(WithExits, GFNet):
@@ -238,6 +239,17 @@ def gfnet_with_exits(
             state[name] = tensor
     twin.load_state_dict(state)
     return twin.to(model.pos_embed.device).train(model.training)
+
+
+def gfnet_without_exits(model: GFNetDynn) -> GFNet:
+    """Return the network under the exits, in the mode of the original; nothing is shared."""
+    config = {name: value for name, value in model.config.items() if name not in OF_EXITS}
+    with torch.device("meta"):
+        twin = GFNet(**config)
+    state = model.state_dict()
+    own = {n: tensor.clone() for n, tensor in state.items() if not model.is_exit_parameter(n)}
+    twin.load_state_dict(own, assign=True)
+    return twin.train(model.training)
 
 
 def check_exit_positions(exits: Sequence[int], depth: int) -> None:

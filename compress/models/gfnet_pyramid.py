@@ -4,8 +4,6 @@ Stages with grids of their own: the first cuts the image into patches of 4x4 pix
 one halves rows and columns and widens the tokens. Blocks scale their branch by a learnt `gamma` per
 channel. Names and shapes of the state_dict are the published ones: `patch_embed.{s}.proj`,
 `blocks.{s}.{i}`, positions at the first stage alone.
-
-Early exits stand behind blocks of a plain GFNet so far, not behind those of this network.
 """
 
 import math

@@ -10,7 +10,7 @@ from compress.head_kinds import DEFAULT_HEAD, check_head_kind
 from compress.models.early_exit import EarlyExitNetwork, described_exits
 from compress.models.exit_spelling import Position, path_of, spelled
 from compress.models.gfnet import GFNet
-from compress.models.gfnet_dynn import gfnet_with_exits
+from compress.models.gfnet_dynn import GFNetDynn, gfnet_with_exits, gfnet_without_exits
 from compress.models.with_exits import WithExits
 
 __all__ = ["with_exits"]
@@ -26,7 +26,8 @@ def with_exits(
 ) -> WithExits:
     """Return a network with exits at these positions, in the mode of the original.
 
-    A GFNet becomes a `GFNetDynn`, in the published form, where its heads are linear.
+    A GFNet becomes a `GFNetDynn`, in the published form, where its heads are linear and stand
+    behind blocks.
 
     Args:
         model: left as it is, nothing is shared. Of one with exits, heads of the same kind and
@@ -41,9 +42,12 @@ def with_exits(
         UnsupportedModelError: a module gives what no exit can read.
     """
     check_head_kind(head)
-    if isinstance(model, GFNet) and head == DEFAULT_HEAD:
-        blocks = [spelled(path_of(position)) for position in positions]
-        return gfnet_with_exits(model, blocks, exit_dist_heads=exit_dist_heads)  # type: ignore[arg-type]
+    asked = [spelled(path_of(position)) for position in positions]
+    blocks = [each for each in asked if isinstance(each, int)]
+    if isinstance(model, GFNet) and head == DEFAULT_HEAD and blocks == asked:
+        return gfnet_with_exits(model, blocks, exit_dist_heads=exit_dist_heads)
+    if isinstance(model, GFNetDynn):
+        model = gfnet_without_exits(model)
     former = model if isinstance(model, EarlyExitNetwork) else None
     backbone = model if former is None else former.backbone
     mode = model.training

@@ -28,7 +28,11 @@ class Left(BaseException):
 
 @contextmanager
 def tapped(
-    network: nn.Module, paths: Sequence[str], see: Callable[[int, Tensor], None]
+    network: nn.Module,
+    paths: Sequence[str],
+    see: Callable[[int, Tensor], None],
+    *,
+    in_order: bool = True,
 ) -> Iterator[None]:
     """Call `see(number, tensor)` whenever one of the modules has run.
 
@@ -36,9 +40,11 @@ def tapped(
         network: whose modules they are.
         paths: of the modules.
         see: takes the number of the path, and what the module gives.
+        in_order: they must run in the order in which they are given.
 
     Raises:
-        UnsupportedModelError: a module ran twice, or not at all, or gave no float tensor.
+        UnsupportedModelError: a module ran twice, or not at all, or out of order, or gave no float
+            tensor.
     """
     done: set[int] = set()
 
@@ -48,6 +54,11 @@ def tapped(
                 raise UnsupportedModelError(
                     f"module {paths[number]!r} runs more than once for an image; an exit needs one "
                     "that runs once"
+                )
+            if in_order and number != len(done):
+                raise UnsupportedModelError(
+                    f"module {paths[number]!r} runs before {paths[len(done)]!r}, but its exit is "
+                    "named behind that one's; expected exits in the order in which they run"
                 )
             done.add(number)
             see(number, tensor_of(output, paths[number]))

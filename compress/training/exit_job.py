@@ -19,7 +19,7 @@ from compress.errors import UserInputError
 from compress.files import write_json
 from compress.measure.accuracy import Accuracy, evaluate_accuracy
 from compress.measure.versions import versions
-from compress.models.exit_spelling import Position
+from compress.models.exit_spelling import Position, path_of
 from compress.models.with_exits import WithExits
 from compress.opened import Opening, check_classes, open_checkpoint
 from compress.training.augmentations import augmentation
@@ -144,7 +144,7 @@ class ExitReport:
 
     def to_text(self) -> str:
         """Return the figures for a console."""
-        positions = ", ".join(map(str, self.exits))
+        positions = ", ".join(map(path_of, self.exits))
         suggested = self.suggested_threshold
         better = "none keeps the accuracy" if suggested is None else f"suggested: {suggested:g}"
         at = f"threshold {self.settings['threshold']:g} (by calibration data, {better})"

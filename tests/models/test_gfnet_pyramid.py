@@ -5,8 +5,12 @@ import torch
 
 from compress.checkpoint import load, save
 from compress.errors import UnsupportedModelError, UserInputError
+from compress.export.export_job import ExportJob, export_checkpoint
+from compress.measure.exit_positions import exit_positions
 from compress.models import infer
 from compress.models.gfnet_pyramid import GFNetPyramid, gfnet_h
+from compress.models.give_exits import with_exits
+from compress.runtime.dispatcher import Dispatcher
 from compress.slimming.slim import SlimOptions, slim_model
 from tests.export.fourier_networks import PlainGFNet
 
@@ -102,3 +106,28 @@ def test_sizes_that_do_not_fit_are_told():
     state["blocks.1.0.filter.complex_weight"] = torch.zeros(5, 3, 16, 2)
     with pytest.raises(UnsupportedModelError, match="stage 1 has 5x3 frequencies"):
         infer(state)
+
+
+def test_it_gets_exits_behind_its_blocks_and_is_cut_there(tmp_path):
+    """Stages have grids of their own, so what crosses has another shape at every exit."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        backbone = GFNetPyramid(**{**SMALL, "depths": [2, 2]}, gamma=0.5).eval()
+        images = torch.randn(3, 3, 32, 32)
+        network = with_exits(backbone, ["blocks.0.1", "blocks.1.0"], images[:1]).eval()
+        for gate in network.gates:
+            torch.nn.init.normal_(gate.linear.weight, std=5)
+    assert [(each.path, each.shape, each.tensors) for each in exit_positions(backbone, (3, 32, 32))
+            if each.path in network.exit_paths] == [
+        ("blocks.0.1", (64, 8), 1), ("blocks.1.0", (16, 16), 1),
+    ]  # fmt: skip
+    path = save(network, tmp_path / "exits.pth")
+    job = ExportJob(checkpoint=path, output=tmp_path / "b", split_exits=True, thresholds=0.5,
+                    target="onnxruntime", progress=False)  # fmt: skip
+    assert export_checkpoint(job).parity.worst_relative_error < 1e-5
+    with Dispatcher(tmp_path / "b", "onnxruntime", threads=1) as dispatcher:
+        for image in images:
+            logits, number = network.forward_early(image[None], 0.5)
+            found = dispatcher.run(image.numpy())
+            assert found.exits.tolist() == [number]
+            torch.testing.assert_close(torch.from_numpy(found.logits), logits, rtol=1e-4, atol=1e-5)

@@ -7,7 +7,7 @@ import torch
 
 import compress
 from compress.checkpoint import save
-from compress.errors import UnsupportedModelError, UserInputError
+from compress.errors import UserInputError
 from compress.measure.accuracy import evaluate_accuracy
 from compress.models import build
 from compress.models.gfnet import GFNet
@@ -71,7 +71,9 @@ def test_a_threshold_is_suggested_by_calibration_and_the_set_one_is_measured(
     config = exit_config(threshold=0.45)
     report = train(plain_checkpoint(tmp_path), loaded=data, largest_drop=100.0, config=config)
     told = report.to_text().splitlines()
-    assert told[0].startswith("exits behind blocks 0, 1, threshold 0.45 (by calibration data, sug")
+    assert told[0].startswith(
+        "exits behind blocks.0, blocks.1, threshold 0.45 (by calibration data, sug"
+    )
     assert [line.split()[0] for line in told[2:4]] == ["validation", "test"]
     cheapest = min(report.calibration, key=lambda row: row["cost_share"])
     assert report.suggested_threshold == cheapest["threshold"]
@@ -153,8 +155,8 @@ def test_an_empty_split_is_told_before_the_training(tmp_path: Path, split: str) 
     assert [path.name for path in tmp_path.iterdir()] == ["gfnet.pth"]
 
 
-def test_another_network_is_refused(tmp_path: Path) -> None:
+def test_blocks_by_number_of_a_network_without(tmp_path: Path) -> None:
     config = {"widths": [[4]], "hidden": [], "pooled": 1, "num_classes": CLASSES}
     checkpoint = save(build("vgg", config), tmp_path / "vgg.pth")
-    with pytest.raises(UnsupportedModelError, match="holds a VGG; expected a GFNet"):
+    with pytest.raises(UserInputError, match="VGG has no module 'blocks.0' to put an exit behind"):
         train(checkpoint)

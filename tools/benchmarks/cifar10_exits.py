@@ -4,9 +4,9 @@
     python tools/benchmarks/cifar10_exits.py -o FOLDER       goes on from there
 
 Of the fine-tuned network and of the slimmed and fine-tuned one: exits behind auto:4, trained in
-three ways (linear heads and convolutional heads on the frozen backbone, convolutional heads jointly
-with the backbone, each learning from the final head too); the way whose plan costs least at the
-drop that is allowed is taken. Then plans by accuracy and by guarantee, bundles in float32 and int8,
+three ways (linear heads and convolutional heads on the frozen backbone; then those convolutional
+heads jointly with the backbone, each learning from the final head too); the way whose plan costs
+least at the drop that is allowed is taken. Then plans by accuracy and by guarantee, bundles in float32 and int8,
 all test images dispatched, decisions compared with torch's image by image, and latency in ONNX
 Runtime: all bundles and the untouched network in turn over the same images. Prints a table in
 Markdown and leaves exits.json in the folder, from which a run that was killed goes on.
@@ -54,18 +54,18 @@ class Way:
     Attributes:
         head: kind of the heads.
         epochs: of the main stage.
-        joint: train the backbone, too.
+        after: the way that it goes on from, with the backbone trained along; None begins.
     """
 
     head: str
     epochs: int
-    joint: bool = False
+    after: str | None = None
 
 
 WAYS = {
-    "linear": Way(head="linear", epochs=12),
-    "conv": Way(head="conv", epochs=12),
-    "joint": Way(head="conv", epochs=2, joint=True),
+    "linear": Way(head="linear", epochs=3),
+    "conv": Way(head="conv", epochs=3),
+    "joint": Way(head="conv", epochs=3, after="conv"),
 }
 PLANS: dict[str, dict[str, Any]] = {
     "drop 0.5": {"objective": Objective(kind="max-drop", value=0.5)},
@@ -127,18 +127,19 @@ def trained(bench: Bench, name: str, checkpoint: Path, way: str) -> Path:
     folder = bench.folder / f"{checkpoint.parent.name}.{way}"
     config = ExitTrainingConfig(
         epochs=given.epochs,
-        head_warmup_epochs=0 if given.joint else 12,
+        head_warmup_epochs=0 if given.after else 12,
         batch_size=128,
         distillation_alpha=0.5,
-        regime="mixed" if given.joint else "frozen",
+        regime="mixed" if given.after else "frozen",
     )
+    start = trained(bench, name, checkpoint, given.after) if given.after else checkpoint
     job = ExitJob(
-        checkpoint=checkpoint,
+        checkpoint=start,
         data=bench.spec,
-        exits=AT,
-        head=given.head,
+        exits=None if given.after else AT,
+        head=None if given.after else given.head,
         config=config,
-        augment=("flip", "crop") if given.joint else None,
+        augment=("flip", "crop") if given.after else None,
         output=folder,
         cache_dir=bench.folder / "features",
     )

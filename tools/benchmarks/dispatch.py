@@ -4,7 +4,8 @@
 
 A full-size GFNet-dynn (12 blocks, width 384, 224x224, exits behind blocks 7, 8, 9) with random
 weights; thresholds are quantiles of its own gates on noise, so that a quarter of the images leaves
-at each exit. ONNX Runtime on the CPU, batch 1, as many threads as torch takes.
+at each exit. ONNX Runtime on the CPU, batch 1, as many threads as torch takes. What cutting costs
+other networks, and how long exports take, is told by tools/benchmarks/cut.py.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from compress.export.export_job import ExportJob, export_checkpoint
 from compress.export.graph import graph_from_module
 from compress.export.onnx_file import onnx_session
 from compress.export.quantise import quantised
+from compress.export.whole_network import WholeNetwork
 from compress.measure.latency import Subject, measure_latency
 from compress.measure.versions import hardware
 from compress.models.gate import Gate
@@ -64,19 +66,6 @@ class BlockAndCheck(nn.Module):
         x = self.network.run_blocks(x, 8, 9)
         logits, gate = self.network.exit_outputs(1, x)
         return x, logits, torch.sigmoid(gate)
-
-
-class WholeChain(nn.Module):
-    """All segments in one graph, all exits as outputs."""
-
-    def __init__(self, network: GFNetDynn) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return all logits and all gates' probabilities."""
-        logits, gates = self.network.forward_all(image)
-        return logits, torch.sigmoid(gates)
 
 
 def network() -> GFNetDynn:
@@ -116,11 +105,10 @@ def session_of(module: nn.Module, example: torch.Tensor, folder: Path, *, output
     return onnx_session(path)
 
 
-def int8_session(module: nn.Module, image: torch.Tensor, folder: Path) -> Any:
+def int8_session(module: nn.Module, image: torch.Tensor, folder: Path, *, outputs: int) -> Any:
     """Export a module, quantise its Linear layers on noise, and open it."""
-    graph = graph_from_module(
-        module, image, input_name="x", output_names=["y0", "y1"], free_batch=False
-    )
+    names = [f"y{i}" for i in range(outputs)]
+    graph = graph_from_module(module, image, input_name="x", output_names=names, free_batch=False)
     path = folder / "int8.onnx"
     path.write_bytes(quantised(graph, [{"x": image.numpy()}]).SerializeToString())
     return onnx_session(path)
@@ -158,11 +146,12 @@ def compare_graphs(model: GFNetDynn, bundle: Path, folder: Path, seconds: float)
     image = torch.randn(1, 3, 224, 224)
     hidden = torch.randn(1, 196, 384)
     deployed: GFNetDynn = deployed_form(model)  # type: ignore[assignment]
-    dft = session_of(WholeChain(model), image, folder, outputs=2)
-    graph = session_of(WholeChain(deployed), image, folder, outputs=2)
+    results = 2 * len(EXITS) + 1
+    dft = session_of(WholeNetwork(model, split=True), image, folder, outputs=results)
+    graph = session_of(WholeNetwork(deployed, split=True), image, folder, outputs=results)
     block = session_of(Block(deployed), hidden, folder)
     check = session_of(BlockAndCheck(deployed), hidden, folder, outputs=3)
-    int8 = int8_session(WholeChain(deployed), image, folder)
+    int8 = int8_session(WholeNetwork(deployed, split=True), image, folder, outputs=results)
     with Dispatcher(bundle, thresholds=1.0, threads=torch.get_num_threads()) as chain:
         runs: dict[str, Subject] = {
             "dft": runner(dft, image.numpy()),
