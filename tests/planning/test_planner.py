@@ -168,10 +168,11 @@ HOWS = (
 
 
 @pytest.mark.parametrize("how", HOWS)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 10_000), data=st.data())
 def test_no_plan_has_an_exit_that_no_calibration_image_takes(how, seed, data):
     table = lifelike_table(200, 4, seed)
+    table.scores[:] *= data.draw(st.sampled_from([1.0, 0.9]))  # who reaches careful thresholds
     shy = data.draw(st.sets(st.integers(0, 3), max_size=2))
     for exit_ in shy:  # it scores below a bar of one threshold for all, or not at all
         table.scores[:, exit_] = data.draw(st.sampled_from([0.0, np.nan]))
@@ -186,7 +187,7 @@ def test_no_plan_has_an_exit_that_no_calibration_image_takes(how, seed, data):
 
 
 @pytest.mark.parametrize("how", HOWS)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 10_000), data=st.data())
 def test_a_plan_is_cheaper_than_the_whole_network_or_is_the_whole_network(how, seed, data):
     table = lifelike_table(200, 3, seed)
