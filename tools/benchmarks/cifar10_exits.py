@@ -6,10 +6,10 @@
 Of the fine-tuned network and of the slimmed and fine-tuned one: exits behind auto:4, trained in
 three ways (linear heads and convolutional heads on the frozen backbone; then those convolutional
 heads jointly with the backbone, each learning from the final head too); the way whose plan costs
-least at the drop that is allowed is taken. Then plans by accuracy and by guarantee, bundles in float32 and int8,
-all test images dispatched, decisions compared with torch's image by image, and latency in ONNX
-Runtime: all bundles and the untouched network in turn over the same images. Prints a table in
-Markdown and leaves exits.json in the folder, from which a run that was killed goes on.
+least at the drop that is allowed is taken. Then plans by accuracy and by guarantee, bundles in
+float32 and int8, all test images dispatched, decisions compared with torch's image by image, and
+latency in ONNX Runtime: all bundles and the untouched network in turn over the same images. Prints
+a table in Markdown and leaves exits.json in the folder, from which a run that was killed goes on.
 """
 
 import argparse
