@@ -65,7 +65,7 @@ class Way:
 WAYS = {
     "linear": Way(head="linear", epochs=2),
     "conv": Way(head="conv", epochs=2),
-    "joint": Way(head="conv", epochs=3, after="conv"),
+    "joint": Way(head="conv", epochs=2, after="conv"),
 }
 PLANS: dict[str, dict[str, Any]] = {
     "drop 0.5": {"objective": Objective(kind="max-drop", value=0.5)},
