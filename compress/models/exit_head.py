@@ -79,7 +79,7 @@ class ExitHead(nn.Module):
         return self.classify(self.read(tap))
 
     def read(self, tap: Tensor) -> Tensor:
-        """Return what is kept of a tap: of a "conv" head the map (B, C, H, W), else features (B, F).
+        """Return what is kept: of a "conv" head the map (B, C, H, W), else features (B, F).
 
         It may share the memory of the tap.
         """

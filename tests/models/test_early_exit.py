@@ -380,7 +380,7 @@ def test_exits_that_cannot_stand(at: list[str], head: str, message: str) -> None
 
 def test_a_head_that_reads_maps_is_refused_on_tokens() -> None:
     tapped = NETWORKS["ViT"]
-    with pytest.raises(UserInputError, match="'conv:16' reads a map .* expected linear or hidden"):
+    with pytest.raises(UserInputError, match=r"'conv:16' reads a map .* expected linear or hidden"):
         with_exits(trained(tapped.build), tapped.at, pictures(1), head="conv")
 
 
