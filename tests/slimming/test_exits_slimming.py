@@ -92,7 +92,7 @@ def with_dead_channels(network: nn.Module, share: float) -> tuple[nn.Module, int
     net = TracedNetwork(network, pictures(1))
     dead = copy.deepcopy(network)
     layers, count = dict(dead.named_modules()), 0
-    for group in net.groups.values():
+    for group in (net.groups[name] for name in net.scores()):  # those that can be cut
         if not any(cut.layer.startswith("backbone.") for cut in group.cuts):
             continue
         gone = list(range(int(share * group.decisions)))
