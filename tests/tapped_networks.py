@@ -286,10 +286,14 @@ def torchvision_resnet() -> ResNet:
 
 
 def mobilenet() -> MobileNetV2:
+    """The seventeen blocks of the paper, narrow."""
+    stages = ((4, 1, 1), (5, 2, 1), (6, 3, 2), (8, 4, 2), (10, 3, 1), (12, 3, 1), (16, 1, 1))
+    blocks = [(b, i, s if i == 0 else 1) for b, count, s in stages for i in range(count)]
+    widths = [b for b, _, _ in blocks]
     return MobileNetV2(
-        widths=[8, 12, 12, 16], hidden=[8, 32, 48, 48], num_classes=CLASSES,
-        expand=[False, True, True, True], residual=[False, False, True, False],
-        strides=[1, 2, 1, 2], stem_width=8, last_width=24,
+        widths=widths, hidden=[8, *(2 * a + 2 for a in widths[:-1])], num_classes=CLASSES,
+        expand=[False] + 16 * [True], residual=[i > 0 for _, i, _ in blocks],
+        strides=[stride for _, _, stride in blocks], stem_width=8, last_width=24,
     )  # fmt: skip
 
 
@@ -345,7 +349,7 @@ NETWORKS: dict[str, Tapped] = {
     "VGG": Tapped(vgg, ("features.4", "features.9", "avgpool")),
     "CIFAR ResNet": Tapped(resnet, ("layer1.0", "layer2.0")),
     "torchvision ResNet": Tapped(torchvision_resnet, ("maxpool", "layer1.1", "layer2.0")),
-    "MobileNetV2": Tapped(mobilenet, ("features.1", "features.2.conv.0", "features.3")),
+    "MobileNetV2": Tapped(mobilenet, ("features.3", "features.8.conv.0", "features.11")),
     "U-Net": Tapped(unet, ("down2", "middle", "merge2")),
     "DenseNet": Tapped(densenet, ("block1.0.conv1", "block1.1", "transition")),
     "ViT": Tapped(vit, ("encoder.layers.0", "encoder.layers.1.attention"), TOKENS),

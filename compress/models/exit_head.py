@@ -79,7 +79,7 @@ class ExitHead(nn.Module):
         return self.classify(self.read(tap))
 
     def read(self, tap: Tensor) -> Tensor:
-        """Return what is kept of a tap: the map (B, C, H, W) of a "conv" head, else (B, F).
+        """Return what is kept: of a "conv" head the map (B, C, H, W), else features (B, F).
 
         It may share the memory of the tap.
         """
@@ -113,7 +113,7 @@ class ExitHead(nn.Module):
     def _widths(self) -> dict[str, str | int]:
         if self.reads_map:
             first, inner, _, last = (e for e in self.see if isinstance(e, nn.Conv2d))
-            widths = {
+            widths: dict[str, str | int] = {
                 "head": f"conv:{last.out_channels}", "channels": first.in_channels,
                 "dims": self.dims,
             }  # fmt: skip

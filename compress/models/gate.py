@@ -30,11 +30,14 @@ class Gate(nn.Module):
 def gate_features(logits: Tensor) -> Tensor:
     """Return [p_max, entropy, margin, pow_entropy] (…, 4) of logits (…, K), K at least 2.
 
+    In float64 of float64, else in float32.
+
     With p = softmax(logits), largest first: p_max = p_1, margin = p_1 - p_2, entropy of p, and
     entropy of p² normalised, in nats. Saturated logits give 0 where the limit is 0; logits that are
     not numbers give features that are not.
     """
-    log_p = F.log_softmax(logits.float(), dim=-1).clamp(min=LOWEST_LOG)
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    log_p = F.log_softmax(wide, dim=-1).clamp(min=LOWEST_LOG)
     log_q = F.log_softmax(2 * log_p, dim=-1).clamp(min=LOWEST_LOG)
     p = log_p.exp()
     top = p.topk(2, dim=-1).values

@@ -12,7 +12,7 @@ import torch
 
 import compress.training.loop as loop
 from compress.training.exit_training import ExitTrainingResult
-from tests.training.exit_fakes import tiny_dynn, train
+from tests.training.exit_fakes import tiny_dynn, tiny_resnet, train
 from tests.training.test_resume import assert_same, in_a_process
 
 SETTINGS: dict[str, Any] = {"save_every_steps": 3, "head_warmup_patience": 1, "epochs": 3}
@@ -116,3 +116,31 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path, undisturbed: dict[str, 
     assert again.warmup.was_finished
     best = torch.load(again.best, weights_only=True)["state_dict"]
     assert all(torch.equal(tensor, best[name]) for name, tensor in model.state_dict().items())
+
+
+def run_of_maps(folder: Path) -> None:
+    torch.set_num_threads(1)
+    train(tiny_resnet("conv:8"), folder, settings=SETTINGS)
+
+
+def killed_on_maps(folder: Path, number: int) -> None:
+    patch = pytest.MonkeyPatch()
+    original, calls = loop._train_step, itertools.count(1)
+
+    def counted(*arguments: Any) -> None:
+        if next(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(*arguments)
+
+    patch.setattr(loop, "_train_step", counted)
+    run_of_maps(folder)
+
+
+def test_heads_with_running_statistics_go_on_in_the_same_bits(tmp_path: Path) -> None:
+    run_of_maps(tmp_path / "whole")
+    for step in (6, 17):  # in the warm-up, and in the main stage or late in the warm-up
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        assert in_a_process(killed_on_maps, folder, step) == -signal.SIGKILL
+        run_of_maps(folder)
+        check(folder, tmp_path / "whole")

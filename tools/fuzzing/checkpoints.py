@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 import compress
+from compress.models.early_exit import EarlyExitNetwork
 from compress.models.gfnet import GFNet
 from compress.models.gfnet_dynn import GFNetDynn
+from compress.models.give_exits import with_exits
 from compress.models.vgg import VGG
 from tools.fuzzing.kind import Kind
 from tools.fuzzing.mutations import damage_bytes, damage_file, mutate_json
@@ -36,8 +38,11 @@ def checkpoints(folder: Path) -> Kind:
     """Return the kind of torch files, with seeds under `folder`."""
     seeds = []
     for i, model in enumerate(_networks()):
-        # Names and shapes do not tell which frequencies a filter keeps: those are ours alone.
-        own = isinstance(model, GFNet) and model.config["frequency_scale"]
+        # Names and shapes tell neither which frequencies a filter keeps nor where exits stand:
+        # those are ours alone.
+        own = isinstance(model, EarlyExitNetwork) or (
+            isinstance(model, GFNet) and model.config["frequency_scale"]
+        )
         for layout in ("ours",) if own else ("ours", "bare", "wrapped", "old"):
             seed = folder / f"checkpoint_{i}_{layout}"
             seed.mkdir(parents=True)
@@ -72,7 +77,16 @@ def _networks() -> list[torch.nn.Module]:
         VGG(widths=[[4], [6, 4]], num_classes=4, hidden=[5], pooled=2),
         GFNet(**small, frequency_scale=True, hidden_scale=True),
         GFNetDynn(**small, exits=[0, 1]),
+        _with_exits(),
     ]
+
+
+def _with_exits() -> EarlyExitNetwork:
+    vgg = VGG(widths=[[4], [6, 4]], num_classes=4, hidden=[5], pooled=2)
+    image = torch.zeros(1, 3, 16, 16)
+    network = with_exits(vgg.eval(), ["features.2", "features.6"], image, head="conv:4")
+    assert isinstance(network, EarlyExitNetwork)
+    return network
 
 
 def _write(model: torch.nn.Module, layout: str, path: Path) -> None:
@@ -186,6 +200,8 @@ def _mutate_content(rng: random.Random, path: Path) -> None:
             head = {k: v for k, v in content.items() if k != "state_dict"}
             changed = mutate_json(rng, head)
             content = {**changed, "state_dict": content["state_dict"]} if _is_dict(changed) else {}
+        elif content["arch"] == EarlyExitNetwork.arch and part == "config" and rng.random() < 0.5:
+            _claim_exits(rng, content["config"])
         else:
             content[part] = mutate_json(rng, content[part])
     else:
@@ -196,6 +212,34 @@ def _mutate_content(rng: random.Random, path: Path) -> None:
         if ours and rng.random() < 0.8:
             content.pop("tensors_sha256", None)
     torch.save(content, path)
+
+
+def _claim_exits(rng: random.Random, config: dict[str, Any]) -> None:
+    """Let the configuration of a network with exits claim what takes long or much to build."""
+    one = rng.choice(config["exits"])
+    way = rng.randrange(8)
+    if way == 0:
+        one["at"] = rng.choice(("x" * 10**6, "features." * 10**5, "features", "", 7, None, ["a"]))
+    elif way == 1:
+        one["head"] = rng.choice(("conv:999999", "hidden:999999", "conv:8192", "conv", 5, None))
+    elif way == 2:
+        name = rng.choice(("channels", "dims", "inner", "channels_last"))
+        one[name] = rng.choice((10**9, 2**70, -1, 0, 1.5, True, "4", None, [4]))
+    elif way == 3:
+        config["exits"] = [one] * rng.choice((0, 3, 10**3, 10**6))
+    elif way == 4:
+        config["num_classes"] = rng.choice((10**9, 2**70, 1, 0, -4, 2.5, "4", True, None))
+    elif way == 5:  # backbones in backbones
+        for _ in range(rng.choice((1, 3, 14, 1000))):
+            config["backbone"] = {"arch": EarlyExitNetwork.arch, "config": dict(config)}
+    elif way == 6:
+        config["backbone"]["arch"] = rng.choice(("factory", "resnet", "gfnet_dynn", "", 3, None))
+    else:
+        factory = rng.choice(("os:getcwd", "canary:make", 5, None, ["x"]))
+        config["backbone"] = {
+            "arch": "factory",
+            "config": rng.choice(({"factory": factory}, [1], 1)),
+        }
 
 
 def _is_dict(value: Any) -> bool:
