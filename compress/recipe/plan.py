@@ -26,13 +26,13 @@ STEP_VERSIONS = {
     "finetune": 1,
     "distil": 1,
     "exits": 1,
-    "plan": 1,
+    "plan": 2,  # drops exits that nobody takes, and plans that save nothing
     "evaluate": 1,
     "accuracy": 1,
-    "export": 1,
+    "export": 2,  # bundles of format 2, cut from one graph
     "dispatch": 1,
     "compare": 1,
-    "benchmark": 1,
+    "benchmark": 2,  # segments named by where they end
     "report": 1,
 }
 
