@@ -24,6 +24,7 @@ from compress.export.bundle import (
 from compress.export.bundle_replay import reference_rates, replay_bundle
 from compress.export.onnx_file import onnx_session
 from compress.export.parity import BundleParity, check_parity, measure_parity
+from compress.export.probe import with_probe
 from compress.export.source import ExportSource, open_export
 from compress.export.targets import target
 from compress.files import replacing_folder
@@ -33,6 +34,7 @@ from compress.models.with_exits import WithExits
 from compress.opened import Opening
 from compress.runtime.cuda import probe_cuda
 from compress.runtime.engine_builder import build_engines
+from compress.runtime.engine_check import check_engines
 from compress.runtime.engines import EngineSet
 from compress.runtime.manifest import Manifest, write_manifest
 from compress.runtime.preprocessing import Preprocessing
@@ -231,6 +233,7 @@ def export_checkpoint(job: ExportJob) -> ExportReport:
         check_parity(parity, job.precision, tolerance=job.tolerance)
         manifest = replace(manifest, parity=parity.to_dict())
         manifest = _with_reference_rates(source, manifest, replay)
+        manifest = with_probe(source.images.numpy(), manifest, folder)
         write_manifest(manifest, folder)
         engines, next_step = _engines(job, folder)
         sizes = tuple((folder / segment.file).stat().st_size for segment in manifest.segments)
@@ -369,7 +372,9 @@ def _engines(job: ExportJob, folder: Path) -> tuple[EngineSet | None, str]:
     if builder == "auto":
         builder = _builder_here(job.target)
     if builder != "none":
-        return build_engines(folder, builder=builder), ""
+        engines = build_engines(folder, builder=builder)
+        check_engines(folder, engines)
+        return engines, ""
     if job.target == "onnxruntime":
         return None, ""
     return None, (
