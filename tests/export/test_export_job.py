@@ -91,13 +91,14 @@ def test_the_bundle_decides_as_torch_does(exported, digits):
 
 
 def test_the_bundle_carries_images_to_test_itself_with(exported):
-    bundle = exported.bundle
-    probe = read_probe(bundle, exported.manifest)
+    job, report, _model = exported
+    bundle, manifest = job.output, report.manifest
+    probe = read_probe(bundle, manifest)
     assert 1 <= len(probe.images) <= 8
     with Dispatcher(bundle) as dispatcher:
         tested = self_test(dispatcher, probe)
     assert tested.passed
-    assert list(tested.exits) == probe.exits(exported.manifest.thresholds).tolist()
+    assert list(tested.exits) == probe.exits(manifest.thresholds).tolist()
     assert foreign_in_bundle(bundle) == []
 
 
