@@ -101,11 +101,7 @@ def test_trtexec_builds_and_the_engines_are_stamped(bundle, install, capsys, ver
     assert code == 0, err
     engines = read_engines(bundle, read_manifest(bundle))
     assert json.loads(out)["tensorrt_version"] == engines.tensorrt_version == stamp
-    assert (engines.builder, engines.device_name, engines.compute_capability) == (
-        "tensorrt",
-        "Orin",
-        "8.7",
-    )
+    assert (engines.builder, engines.device) == ("tensorrt", cuda.DeviceInfo("Orin", "8.7"))
     for engine in engines.segments:
         assert (bundle / engine.file).read_bytes().hex() == engine.onnx_sha256
 
@@ -290,9 +286,10 @@ def test_real_engines(tmp_path, version, dtype, batch):
     assert json.loads(done.stdout) == {
         "schema": "compress.build_engines/1",
         **json.loads((tmp_path / ENGINES).read_text()),
+        "self_test": None,
     }
     assert (engines.builder, engines.tensorrt_version) == ("tensorrt_rtx", RTX[version])
-    assert (engines.compute_capability, engines.device_name) == (None, None)
+    assert engines.device is None
     assert all((tmp_path / engine.file).stat().st_size > 10_000 for engine in engines.segments)
     assert "Warning" not in done.stderr
     assert "rror" not in done.stderr

@@ -23,6 +23,7 @@ FOLDERS = ("/usr/local/cuda*/lib64", "/usr/local/cuda*/lib", "/usr/local/cuda*/t
 WHEELS = ("nvidia/cuda_runtime/lib", "nvidia/cu*/lib")
 
 MAJOR, MINOR = 75, 76  # cudaDevAttrComputeCapabilityMajor, …Minor
+CLOCK, MULTIPROCESSORS = 13, 16  # cudaDevAttrClockRate (kHz), …MultiProcessorCount
 NON_BLOCKING = 1  # cudaStreamNonBlocking: no hidden waits on the legacy default stream
 MAPPED = 2  # cudaHostAllocMapped
 TO_DEVICE, TO_HOST, WITHIN_DEVICE = 1, 2, 3  # as cudaMemcpyKind numbers them
@@ -63,10 +64,17 @@ class DeviceInfo:
     Attributes:
         name: as the driver calls it, such as "Orin".
         compute_capability: such as "8.7".
+        multiprocessors: that the power mode leaves on: every Orin is "Orin" and 8.7, but has 16
+            (AGX Orin) or 8 (Orin Nano) of them. None where it is not told, as the next two.
+        memory_gib: of the device; on a Jetson that of the whole board.
+        clock_mhz: the ceiling of its clock, in this power mode.
     """
 
     name: str
     compute_capability: str
+    multiprocessors: Optional[int] = None
+    memory_gib: Optional[float] = None
+    clock_mhz: Optional[int] = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +130,14 @@ class CudaRuntime:
         if code != 0 or count.value < 1:
             raise _no_device(self._text(code) if code else "it counts 0 devices")
         capability = f"{self._attribute(MAJOR)}.{self._attribute(MINOR)}"
-        return DeviceInfo(_device_name(self._driver), capability)
+        name, memory = _told_by_driver(self._driver)
+        return DeviceInfo(
+            name=name,
+            compute_capability=capability,
+            multiprocessors=self._attribute(MULTIPROCESSORS),
+            memory_gib=None if memory is None else round(memory / 2**30, 1),
+            clock_mhz=self._attribute(CLOCK) // 1000 or None,  # some drivers tell 0
+        )
 
     def device_synchronize(self) -> None:
         """Wait for everything that the device was asked to do, in every stream."""
@@ -328,8 +343,11 @@ def _found(handle: ctypes.c_void_p, name: str) -> int:
     return handle.value
 
 
-def _device_name(driver: Any) -> str:
-    """Ask the driver: the runtime tells names in a struct that differs between CUDA versions."""
+def _told_by_driver(driver: Any) -> Tuple[str, Optional[int]]:
+    """Return name and bytes of memory: the runtime has them in a struct that differs by version.
+
+    The driver tells the memory without a context, which would take a part of it.
+    """
     if driver is None:
         driver = next(filter(None, map(_loaded, DRIVERS)), None)
     device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
@@ -340,7 +358,10 @@ def _device_name(driver: Any) -> str:
         or driver.cuDeviceGetName(name, len(name), device)
     ):
         raise _no_device("its driver library (libcuda.so.1) does not tell the device's name")
-    return name.value.decode(errors="replace")
+    size = ctypes.c_size_t()
+    told = getattr(driver, "cuDeviceTotalMem_v2", None)
+    has_size = told is not None and told(ctypes.byref(size), device) == 0
+    return name.value.decode(errors="replace"), size.value if has_size else None
 
 
 def _no_device(reason: str) -> ToolchainError:

@@ -87,8 +87,7 @@ def _former_set(bundle: Path, manifest: Manifest, compiler: Compiler) -> EngineS
         engines,
         builder=compiler.builder,
         tensorrt_version=compiler.tensorrt_version,
-        compute_capability=compiler.compute_capability,
-        device_name=compiler.device_name,
+        device=compiler.device,
     )
     log.info("the engines of %s fit this device and stay as they are; --force rebuilds", bundle)
     return engines
@@ -120,8 +119,7 @@ def _build_set(
     engines = EngineSet(
         builder=compiler.builder,
         tensorrt_version=compiler.tensorrt_version,
-        compute_capability=compiler.compute_capability,
-        device_name=compiler.device_name,
+        device=compiler.device,
         segments=tuple(files),
     )
     write_engines(engines, bundle)

@@ -174,8 +174,7 @@ class TensorRTBackend(Backend):
             engines,
             builder=self._trt.__name__,
             tensorrt_version=self._trt.__version__,
-            compute_capability=device.compute_capability,
-            device_name=device.name,
+            device=device,
         )
         self._stream = self._cuda.stream_create()
         self._closing.callback(self._cuda.stream_destroy, self._stream)

@@ -15,6 +15,7 @@ from typing import Any, Optional, Tuple
 from compress.errors import ToolchainError, UnsupportedModelError, UserInputError
 from compress.files import replacing
 from compress.runtime.build_remedy import remedy_for
+from compress.runtime.cuda import DeviceInfo
 from compress.runtime.manifest import Segment, TensorSpec
 from compress.runtime.tensorrt_engine import DTYPES
 from compress.runtime.trtexec import TIMING_CACHE, weak_precisions
@@ -30,9 +31,8 @@ class TensorRTCompiler:
     Attributes:
         builder: "tensorrt" or "tensorrt_rtx".
         tensorrt_version: of the module.
-        compute_capability: of the GPU that TensorRT builds on and for; None of TensorRT-RTX, which
-            needs none and builds for all that it supports.
-        device_name: likewise.
+        device: the GPU that TensorRT builds on and for; None of TensorRT-RTX, which needs none and
+            builds for all that it supports.
     """
 
     def __init__(
@@ -41,13 +41,11 @@ class TensorRTCompiler:
         """Probe the GPU first: without one, objects of TensorRT can crash the interpreter."""
         self.builder = builder
         self.tensorrt_version: str = trt.__version__
-        self.compute_capability: Optional[str] = None
-        self.device_name: Optional[str] = None
+        self.device: Optional[DeviceInfo] = None
         if builder == "tensorrt":
             from compress.runtime.cuda import probe_cuda
 
-            gpu = probe_cuda()
-            self.compute_capability, self.device_name = gpu.compute_capability, gpu.name
+            self.device = probe_cuda()
         self._trt = trt
         self._workspace_mib = workspace_mib
         self._level = level

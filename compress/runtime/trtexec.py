@@ -16,6 +16,7 @@ from typing import FrozenSet, List, Optional, Tuple
 
 from compress.errors import ToolchainError, UnsupportedModelError
 from compress.runtime.build_remedy import remedy_for
+from compress.runtime.cuda import DeviceInfo
 from compress.runtime.manifest import Manifest, Segment
 
 __all__ = ["TIMING_CACHE", "Trtexec", "TrtexecCompiler", "find_trtexec", "weak_precisions"]
@@ -149,8 +150,7 @@ class TrtexecCompiler:
     Attributes:
         builder: "tensorrt".
         tensorrt_version: of trtexec.
-        compute_capability: of the GPU that it builds on and for.
-        device_name: of that GPU.
+        device: the GPU that it builds on and for.
     """
 
     builder = "tensorrt"
@@ -163,10 +163,8 @@ class TrtexecCompiler:
         """
         from compress.runtime.cuda import probe_cuda
 
-        gpu = probe_cuda()
+        self.device: Optional[DeviceInfo] = probe_cuda()
         self.tensorrt_version = trtexec.version
-        self.compute_capability: Optional[str] = gpu.compute_capability
-        self.device_name: Optional[str] = gpu.name
         self._trtexec = trtexec
 
     def compile(self, bundle: Path, segment: Segment, batch: Tuple[int, int], engine: Path) -> None:

@@ -175,10 +175,15 @@ class FakeDevice:
             out[0] = 7
             return ordinal
 
+        def memory(out, device):
+            out[0] = 32_000_000_000
+            return 0 if device == 7 else INVALID
+
         number = ctypes.POINTER(INT)
         return SimpleNamespace(
             cuInit=ctypes.CFUNCTYPE(INT, UINT)(lambda flags: flags),
             cuDeviceGet=ctypes.CFUNCTYPE(INT, number, INT)(device),
+            cuDeviceTotalMem_v2=ctypes.CFUNCTYPE(INT, ctypes.POINTER(SIZE), INT)(memory),
             cuDeviceGetName=ctypes.CFUNCTYPE(INT, ctypes.POINTER(ctypes.c_char), INT, INT)(name),
         )
 
@@ -203,7 +208,7 @@ class FakeDevice:
         return 0
 
     def _device_get_attribute(self, out, attribute, device):
-        out[0] = {75: 8, 76: 7}.get(attribute, -1)
+        out[0] = {75: 8, 76: 7, 16: 14, 13: 1_300_500}.get(attribute, -1)
         return device
 
     def _get_last_error(self):

@@ -38,7 +38,13 @@ def _installed(monkeypatch, libraries):
 
 
 def test_a_device_is_told_with_its_capability_and_name(runtime):
-    assert runtime.device_info() == DeviceInfo(name="Fake GPU", compute_capability="8.7")
+    assert runtime.device_info() == DeviceInfo(
+        name="Fake GPU",
+        compute_capability="8.7",
+        multiprocessors=14,
+        memory_gib=29.8,
+        clock_mhz=1300,
+    )
 
 
 @pytest.mark.parametrize(

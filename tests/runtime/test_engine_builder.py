@@ -59,7 +59,7 @@ def test_the_set_says_what_it_was_built_from_and_for(bundle, install):
     engines = build_engines(bundle)
     assert engines == engines_of(bundle)
     assert (engines.builder, engines.tensorrt_version) == ("tensorrt", "10.3.0.30")
-    assert (engines.compute_capability, engines.device_name) == ("8.7", "Orin")
+    assert engines.device == cuda.DeviceInfo("Orin", "8.7")
     assert [each.file for each in engines.segments] == ["segment_0.engine", "segment_1.engine"]
     for engine in engines.segments:
         onnx_file = bundle / engine.file.replace(".engine", ".onnx")
