@@ -68,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--provider", choices=("auto", *sorted(PROVIDERS)), default="auto", help=words)
     words = "that ONNX Runtime may take to open the bundle and to run it once"
     add("--first-call-seconds", type=float, default=FIRST_CALL_SECONDS, metavar="S", help=words)
+    words = "load TensorRT engines that this user did not build on this machine, too"
+    add("--trust-engines", action="store_true", help=words)
     add("--times", action="store_true", help="also tell the milliseconds in each segment")
     add_common_options(parser)
     return parser
@@ -110,6 +112,7 @@ def _opened(options: argparse.Namespace) -> Dispatcher:
         threads=options.threads,
         provider=None if options.provider == "auto" else options.provider,
         first_call_seconds=options.first_call_seconds,
+        trust_engines=options.trust_engines,
     )
 
 

@@ -3,7 +3,7 @@
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,7 @@ class ExportReport:
             "manifest": self.manifest.to_dict(),
             "sizes": list(self.sizes),
             "recalibration": self.recalibration.to_dict() if self.recalibration else None,
-            "engines": asdict(self.engines) if self.engines else None,
+            "engines": self.engines.to_dict() if self.engines else None,
             "next_step": self.next_step,
         }
 

@@ -20,6 +20,7 @@ from compress.runtime.engines import (
     EngineFile,
     EngineSet,
     check_stamp,
+    check_trust,
     read_engines,
     write_engines,
 )
@@ -83,6 +84,7 @@ def build_engines(
 
 def _former_set(bundle: Path, manifest: Manifest, compiler: Compiler) -> EngineSet:
     engines = read_engines(bundle, manifest)
+    check_trust(engines, bundle)
     check_stamp(
         engines,
         builder=compiler.builder,

@@ -5,6 +5,8 @@ It is removed before the first engine of a set is put in place and written after
 stands, the set is whole. An engine is machine code for one TensorRT and one GPU, so its stamp is
 compared before TensorRT sees a byte of it.
 
+An engine of a stranger is not loaded unless that is asked for: see compress.runtime.trust.
+
 As with the manifest, the file may come from a stranger: names are plain names inside the folder,
 texts are short and printable, and an engine is used only after its sha256.
 """
@@ -12,7 +14,7 @@ texts are short and printable, and an engine is used only after its sha256.
 import json
 import logging
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Tuple
 
@@ -21,6 +23,7 @@ from compress.files import check_readable, sha256_of, write_json
 from compress.runtime.cuda import DeviceInfo
 from compress.runtime.json_values import count, number
 from compress.runtime.manifest import Manifest
+from compress.runtime.trust import MARK, is_marked_here, mark_of
 
 __all__ = [
     "BUILDERS",
@@ -28,6 +31,7 @@ __all__ = [
     "EngineFile",
     "EngineSet",
     "check_stamp",
+    "check_trust",
     "read_engines",
     "write_engines",
 ]
@@ -70,12 +74,15 @@ class EngineSet:
         device: the GPU that they were built on; None where they were built without one, for every
             GPU that the builder supports.
         segments: in the order of the network.
+        is_ours: whether this user built them on this machine, see compress.runtime.trust; of a set
+            that is written it is always so.
     """
 
     builder: str
     tensorrt_version: str
     device: Optional[DeviceInfo]
     segments: Tuple[EngineFile, ...]
+    is_ours: bool = field(default=True, compare=False)
 
     def to_dict(self) -> Dict[str, Any]:
         """Return the fields as JSON values."""
@@ -94,10 +101,11 @@ class EngineSet:
 
 
 def write_engines(engines: EngineSet, bundle: Path) -> None:
-    """Write `engines.json`, whole or not at all, checked as a reader will."""
+    """Write `engines.json`, whole or not at all, checked as a reader will, and marked as ours."""
     value = json.loads(json.dumps(engines.to_dict(), allow_nan=False))
     _parse(value)
-    write_json(Path(bundle) / ENGINES, value)
+    mark = mark_of(value)
+    write_json(Path(bundle) / ENGINES, value if mark is None else {**value, MARK: mark})
 
 
 def read_engines(bundle: Path, manifest: Manifest, *, check_files: bool = True) -> EngineSet:
@@ -165,6 +173,22 @@ def check_stamp(
             "the engines were built at a clock of up to %s MHz, this device has %s now; build them "
             "again in this power mode, where other kernels may be faster",
             *clocks,
+        )
+
+
+def check_trust(engines: EngineSet, bundle: Path) -> None:
+    """Return when this user built the engines on this machine.
+
+    Raises:
+        UserInputError: they did not: what such a file does when TensorRT loads it is up to its
+            author.
+    """
+    if not engines.is_ours:
+        raise UserInputError(
+            f"the engines of bundle {bundle} were not built here, by this user; an engine is "
+            "machine code, so expected ones with the mark of this machine: build them with "
+            f"python -m compress.build_engines --force {bundle}, or give --trust-engines where "
+            "you trust who built them"
         )
 
 
@@ -267,6 +291,7 @@ def _parse(value: Mapping[str, Any]) -> EngineSet:
         tensorrt_version=_matching(VERSION, value["tensorrt_version"]),
         device=_device(value),
         segments=files,
+        is_ours=is_marked_here(value),
     )
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from compress.errors import ToolchainError, UserInputError
 from compress.runtime.backend import Backend
 from compress.runtime.cuda import CudaRuntime, HostMemory, open_cuda
-from compress.runtime.engines import EngineFile, check_stamp, read_engines
+from compress.runtime.engines import EngineFile, check_stamp, check_trust, read_engines
 from compress.runtime.manifest import IMAGE, Manifest
 from compress.runtime.tensor_memory import places_of
 from compress.runtime.tensorrt_engine import (
@@ -56,10 +56,11 @@ class TensorRTBackend(Backend):
         trt: the module tensorrt or tensorrt_rtx; None imports the one that built the engines.
         cuda: the CUDA runtime; None opens that of this machine.
         use_graphs: record every segment as a CUDA graph.
+        trust_engines: load engines that were not built here, too.
 
     Raises:
         UserInputError: there are no engines, or they are damaged, or were built for another
-            bundle, TensorRT or GPU.
+            bundle, TensorRT or GPU, or by a stranger.
         ToolchainError: there is no CUDA or TensorRT, or one of them fails.
     """
 
@@ -73,6 +74,7 @@ class TensorRTBackend(Backend):
         trt: Any = None,
         cuda: Optional[CudaRuntime] = None,
         use_graphs: bool = True,
+        trust_engines: bool = False,
     ) -> None:
         self.max_batch = manifest.batch[1]
         self._manifest = manifest
@@ -88,7 +90,7 @@ class TensorRTBackend(Backend):
         self._stream = 0
         self._closing = ExitStack()
         try:
-            self._open(Path(bundle), trt, cuda)
+            self._open(Path(bundle), trt, cuda, trust_engines)
         except BaseException:
             with suppress(ToolchainError):  # what went wrong first is what to tell
                 self.close()
@@ -164,11 +166,15 @@ class TensorRTBackend(Backend):
         self._gates = self._logits = self._staged = np.empty(0)  # their memory goes
         closing.close()
 
-    def _open(self, bundle: Path, trt: Any, cuda: Optional[CudaRuntime]) -> None:
+    def _open(
+        self, bundle: Path, trt: Any, cuda: Optional[CudaRuntime], trust_engines: bool
+    ) -> None:
         self._cuda = open_cuda() if cuda is None else cuda
         # Before TensorRT: without CUDA its Runtime is a null object that crashes the interpreter.
         device = self._cuda.device_info()
         engines = read_engines(bundle, self._manifest)
+        if not trust_engines:
+            check_trust(engines, bundle)
         self._trt = import_tensorrt(engines.builder) if trt is None else trt
         check_stamp(
             engines,
