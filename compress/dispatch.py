@@ -17,6 +17,7 @@ from compress.cli import (
 )
 from compress.errors import UserInputError
 from compress.runtime.backends import BACKENDS
+from compress.runtime.cuda_wait import WAITS
 from compress.runtime.dispatcher import Dispatcher
 from compress.runtime.first_call import FIRST_CALL_SECONDS
 from compress.runtime.onnxruntime_session import PROVIDERS
@@ -70,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--first-call-seconds", type=float, default=FIRST_CALL_SECONDS, metavar="S", help=words)
     words = "load TensorRT engines that this user did not build on this machine, too"
     add("--trust-engines", action="store_true", help=words)
+    words = "for the GPU: spin is fastest and keeps a core busy, yield shares it, block sleeps"
+    add("--wait", choices=WAITS, default="spin", help=words)
     add("--times", action="store_true", help="also tell the milliseconds in each segment")
     add_common_options(parser)
     return parser
@@ -113,6 +116,7 @@ def _opened(options: argparse.Namespace) -> Dispatcher:
         provider=None if options.provider == "auto" else options.provider,
         first_call_seconds=options.first_call_seconds,
         trust_engines=options.trust_engines,
+        wait=options.wait,
     )
 
 

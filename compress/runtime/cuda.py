@@ -1,4 +1,4 @@
-"""The CUDA runtime through ctypes: the two dozen calls that running engines takes, each checked.
+"""The CUDA runtime through ctypes: the three dozen calls that running engines takes, each checked.
 
 `libcudart` of CUDA 11.4 (JetPack 5) to 13 is loaded from where JetPack, a CUDA toolkit or NVIDIA's
 wheels put it. Pointers, streams and graphs are plain whole numbers, as TensorRT takes them.
@@ -28,7 +28,7 @@ NON_BLOCKING = 1  # cudaStreamNonBlocking: no hidden waits on the legacy default
 MAPPED = 2  # cudaHostAllocMapped
 TO_DEVICE, TO_HOST, WITHIN_DEVICE = 1, 2, 3  # as cudaMemcpyKind numbers them
 THREAD_LOCAL = 1  # cudaStreamCaptureModeThreadLocal: other threads may use CUDA meanwhile
-OUT_OF_MEMORY = 2
+OUT_OF_MEMORY, NOT_READY = 2, 600
 
 HANDLE, OUT = ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)
 NUMBER = ctypes.POINTER(ctypes.c_int)
@@ -37,6 +37,12 @@ SIGNATURES: Dict[str, Tuple[Any, ...]] = {
     "cudaDeviceGetAttribute": (NUMBER, ctypes.c_int, ctypes.c_int),
     "cudaDeviceSynchronize": (),
     "cudaGetLastError": (),
+    "cudaSetDeviceFlags": (ctypes.c_uint,),
+    "cudaEventCreateWithFlags": (OUT, ctypes.c_uint),
+    "cudaEventRecord": (HANDLE, HANDLE),
+    "cudaEventQuery": (HANDLE,),
+    "cudaEventSynchronize": (HANDLE,),
+    "cudaEventDestroy": (HANDLE,),
     "cudaStreamCreateWithFlags": (OUT, ctypes.c_uint),
     "cudaStreamSynchronize": (HANDLE,),
     "cudaStreamDestroy": (HANDLE,),
@@ -142,6 +148,38 @@ class CudaRuntime:
     def device_synchronize(self) -> None:
         """Wait for everything that the device was asked to do, in every stream."""
         self._call("cudaDeviceSynchronize")
+
+    def set_schedule(self, flag: int) -> None:
+        """Say how the host waits for the device: 1 spins, 2 yields, 4 blocks."""
+        self._call("cudaSetDeviceFlags", flag)
+
+    def event_create(self, flags: int) -> int:
+        """Return a new event, which is done until it is recorded."""
+        return self._made("cudaEventCreateWithFlags", flags)
+
+    def event_record(self, event: int, stream: int) -> None:
+        """Put an event into the stream; it is done once everything before it is."""
+        self._call("cudaEventRecord", event, stream)
+
+    def event_is_done(self, event: int) -> bool:
+        """Return at once whether everything before the event is done."""
+        code = self._functions["cudaEventQuery"](event)
+        if code == NOT_READY:
+            return False
+        self._check("cudaEventQuery", code)
+        return True
+
+    def event_synchronize(self, event: int) -> None:
+        """Wait for everything before the event."""
+        self._call("cudaEventSynchronize", event)
+
+    def event_destroy(self, event: int) -> None:
+        """Give an event back."""
+        self._call("cudaEventDestroy", event)
+
+    def forget_error(self) -> None:
+        """Take back the last error that CUDA noted for others to ask for."""
+        self._functions["cudaGetLastError"]()
 
     def stream_create(self) -> int:
         """Return a new stream, which does not wait for the legacy default stream."""
@@ -252,7 +290,7 @@ class CudaRuntime:
     def _check(self, name: str, code: int) -> None:
         if code == 0:
             return
-        self._functions["cudaGetLastError"]()  # else TensorRT's next check would meet this error
+        self.forget_error()  # else TensorRT's next check would meet it
         advice = "check the GPU and its driver"
         if code == OUT_OF_MEMORY:
             advice = "end other programs that use the GPU, or export for smaller batches"

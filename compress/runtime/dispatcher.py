@@ -77,6 +77,8 @@ class Dispatcher:
         provider: of ONNX Runtime, "cpu" or "cuda"; None takes "cuda" where it starts.
         first_call_seconds: that ONNX Runtime may take to open the segments and to run each once.
         trust_engines: load TensorRT engines that this user did not build on this machine, too.
+        wait: for the GPU under TensorRT: "spin" is fastest and keeps a core busy, "yield" shares
+            it, "block" sleeps.
 
     Raises:
         UserInputError: the bundle or the thresholds cannot be used.
@@ -95,6 +97,7 @@ class Dispatcher:
         provider: Optional[str] = None,
         first_call_seconds: float = FIRST_CALL_SECONDS,
         trust_engines: bool = False,
+        wait: str = "spin",
     ) -> None:
         manifest = read_manifest(Path(bundle))
         if thresholds is not None:
@@ -111,6 +114,7 @@ class Dispatcher:
                 provider=provider,
                 first_call_seconds=first_call_seconds,
                 trust_engines=trust_engines,
+                wait=wait,
             )
         )
         self._lock = threading.Lock()

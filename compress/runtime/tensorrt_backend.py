@@ -4,8 +4,8 @@ Everything has its address for life. A tensor that crosses between segments lies
 other uses while it lives (see compress.runtime.tensor_memory). One activation buffer, as large as
 the hungriest engine needs, serves all, as they run one after another in one stream. Gates and
 logits are written straight into host memory that is mapped into the device, so nothing is copied
-back; the host waits once per segment. Further outputs, which may be large, stay on the device until
-they are asked for.
+back; the host waits once per segment (see compress.runtime.cuda_wait). Further outputs, which may
+be large, stay on the device until they are asked for.
 
 A segment with a number of images is put into the stream as it is the first time, and recorded as a
 CUDA graph for all later times. NVIDIA says that a context must not change behind its graph, so
@@ -25,6 +25,7 @@ import numpy as np
 from compress.errors import ToolchainError, UserInputError
 from compress.runtime.backend import Backend
 from compress.runtime.cuda import CudaRuntime, HostMemory, open_cuda
+from compress.runtime.cuda_wait import Waiting, check_wait
 from compress.runtime.engines import EngineFile, check_stamp, check_trust, read_engines
 from compress.runtime.manifest import IMAGE, Manifest
 from compress.runtime.tensor_memory import places_of
@@ -57,6 +58,7 @@ class TensorRTBackend(Backend):
         cuda: the CUDA runtime; None opens that of this machine.
         use_graphs: record every segment as a CUDA graph.
         trust_engines: load engines that were not built here, too.
+        wait: "spin", "yield" or "block": how the host waits for a segment.
 
     Raises:
         UserInputError: there are no engines, or they are damaged, or were built for another
@@ -75,7 +77,9 @@ class TensorRTBackend(Backend):
         cuda: Optional[CudaRuntime] = None,
         use_graphs: bool = True,
         trust_engines: bool = False,
+        wait: str = "spin",
     ) -> None:
+        self._how_to_wait = check_wait(wait)
         self.max_batch = manifest.batch[1]
         self._manifest = manifest
         self._segments = manifest.segments
@@ -182,6 +186,8 @@ class TensorRTBackend(Backend):
             tensorrt_version=self._trt.__version__,
             device=device,
         )
+        self._waiting = Waiting(self._cuda, self._how_to_wait)  # before CUDA is settled on a way
+        self._closing.callback(self._waiting.close)
         self._stream = self._cuda.stream_create()
         self._closing.callback(self._cuda.stream_destroy, self._stream)
         self._load_engines(bundle, engines.segments)
@@ -309,7 +315,7 @@ class TensorRTBackend(Backend):
         _accepted(context.execute_async_v3(self._stream), segment, "to run")
 
     def _synchronize(self) -> None:
-        self._cuda.stream_synchronize(self._stream)
+        self._waiting.wait(self._stream)
         self._is_copying = False
 
 

@@ -260,6 +260,8 @@ class FakeContext8(Counted):
 
     def execute_async_v3(self, stream):
         self._device.log.append("execute_async_v3")
+        if self._device.last_error:
+            self._device.fault(f"TensorRT meets CUDA error {self._device.last_error}")
         device, segment = self._device, self._engine._value["segment"]
         if set(self._addresses) != set(self._engine._tensors) or self._rows is None:
             device.fault(f"segment {segment} runs without all of its addresses and shapes")

@@ -188,10 +188,39 @@ def test_a_bundle_of_format_1_decides_as_it_did(tmp_path):
 def test_the_host_waits_once_per_segment_and_nowhere_else(bundles):
     bundle = bundles(batch=(1, 1))
     with opened(bundle) as (backend, device):
-        assert device.count("cudaStreamSynchronize") == 0
+        assert device.count("cudaEventRecord") == 0
         exits = Dispatcher(bundle, backend).run(sample_images(50)).exits
-        assert device.count("cudaStreamSynchronize") == (exits + 1).sum()
+        assert device.count("cudaEventRecord") == (exits + 1).sum()
+        assert device.count("cudaStreamSynchronize") == 0
         assert device.count("cudaDeviceSynchronize") == 1
+
+
+@pytest.mark.parametrize(
+    ("wait", "schedule", "asks"), [("spin", 1, True), ("yield", 2, True), ("block", 4, False)]
+)
+def test_every_way_to_wait_decides_alike(bundles, wait, schedule, asks):
+    with opened(bundles(), wait=wait) as (backend, device):
+        assert device.schedule == schedule
+        assert_decides(backend, bundles(), sample_images(20))
+        assert (device.count("cudaEventQuery") > 0) == asks
+        assert (device.count("cudaEventSynchronize") > 0) != asks
+        assert device.last_error == 0  # "not ready" is nobody's to find
+
+
+def test_a_process_that_settled_how_to_wait_keeps_it(bundles, caplog):
+    device = FakeDevice()
+    device.fail_at = 6  # cudaSetDeviceFlags, behind what device_info asks
+    with (
+        caplog.at_level(logging.INFO, "compress"),
+        opened(bundles(), device=device) as (backend, _),
+    ):
+        assert_decides(backend, bundles(), sample_images(8))
+    assert "CUDA waits as it did before (cudaSetDeviceFlags failed" in caplog.text
+
+
+def test_another_way_to_wait_is_refused(bundles):
+    with pytest.raises(UserInputError, match="'sleep'; expected one of spin, yield, block"):
+        TensorRTBackend(bundles(), read_manifest(bundles()), wait="sleep")
 
 
 @pytest.mark.parametrize("era", ["10", "11"])
@@ -313,7 +342,7 @@ def test_everything_goes_in_order_and_closing_twice_does_nothing_more(bundles):
         backend.close()
         assert len(device.log) == start + ends
     assert order[0] == "cudaStreamSynchronize"
-    assert order[-1] == "cudaStreamDestroy"
+    assert order[-2:] == ["cudaStreamDestroy", "cudaEventDestroy"]
     steps = ["cudaGraphExecDestroy", "Context10 gone", "cudaFree", "Engine10 gone", "Runtime gone"]
     for first, then in pairwise(steps):
         last_of_first = len(order) - 1 - order[::-1].index(first)
@@ -351,7 +380,7 @@ def test_a_failure_of_any_single_cuda_call_leaves_nothing_behind(bundles):
     errors = [_error_of(bundle, call) for call in range(1, device.calls + 1)]
     assert all(error is None or isinstance(error, ToolchainError) for error in errors)
     silent = [device.log for error in errors if error is None]
-    graph_calls = ("BeginCapture", "EndCapture", "Instantiate", "GraphLaunch")
+    graph_calls = ("BeginCapture", "EndCapture", "Instantiate", "GraphLaunch", "SetDeviceFlags")
     assert len(silent) <= sum(any(word in name for word in graph_calls) for name in device.log)
 
 
@@ -404,7 +433,8 @@ def test_after_the_first_images_nothing_more_is_allocated_or_kept(bundles):
         for _ in range(20):
             dispatcher.run(images)
         assert _sizes(backend) == before
-        assert set(device.log) == {"cudaMemcpyAsync", "cudaGraphLaunch", "cudaStreamSynchronize"}
+        waiting = {"cudaEventRecord", "cudaEventQuery", "cudaGetLastError"}
+        assert set(device.log) == {"cudaMemcpyAsync", "cudaGraphLaunch", *waiting}
 
 
 def _sizes(backend):
