@@ -95,6 +95,9 @@ class TensorRTCompiler:
                 config.set_flag(trt.BuilderFlag.FP16)
             if "int8" in allowed:
                 config.set_flag(trt.BuilderFlag.INT8)
+            preview = getattr(trt, "PreviewFeature", None)
+            if preview is not None and hasattr(preview, "PROFILE_SHARING_0806"):
+                config.set_preview_feature(preview.PROFILE_SHARING_0806, True)
         return config
 
     def _failure(self, what: str, err: Optional[Exception] = None) -> ToolchainError:

@@ -45,6 +45,7 @@ class Trtexec:
         options: that it knows, such as "--fp16".
         workspace_mib: device memory that a layer may use besides its tensors; None is all of it.
         optimization_level: 0 to 5; None is TensorRT's own default.
+        shares_profiles: whether it must be told that several contexts use one profile (8.6).
     """
 
     program: str
@@ -52,6 +53,7 @@ class Trtexec:
     options: FrozenSet[str]
     workspace_mib: Optional[int] = None
     optimization_level: Optional[int] = None
+    shares_profiles: bool = False
 
     def command(
         self, bundle: Path, segment: Segment, batch: Tuple[int, int], engine: Path
@@ -82,7 +84,8 @@ class Trtexec:
         if "--stronglyTyped" in self.options:
             return ["--stronglyTyped"]
         asked = [f"--{precision}" for precision in weak_precisions(segment)]
-        return [option for option in asked if option in self.options]
+        sharing = ["--preview=+profileSharing0806"] if self.shares_profiles else []
+        return [*(option for option in asked if option in self.options), *sharing]
 
     def _limits(self) -> List[str]:
         limits = []
@@ -128,6 +131,7 @@ def find_trtexec(
         options=frozenset(re.findall(r"^\s+(--\w+)", done.stdout, re.MULTILINE)),
         workspace_mib=workspace_mib,
         optimization_level=optimization_level,
+        shares_profiles="profileSharing0806" in done.stdout,
     )
 
 

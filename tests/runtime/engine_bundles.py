@@ -15,7 +15,7 @@ from compress.runtime.tensorrt_backend import TensorRTBackend
 from tests.runtime.fake_cuda import FakeDevice
 from tests.runtime.fake_tensorrt import VERSIONS, FakeTensorRT, segment_values
 
-ERAS = ["8.5", "10", "11"]
+ERAS = ["8.5", "8.6", "10", "11"]
 IMAGE = TensorSpec("image", "float32", (2, 4, 4))  # 8 of them fill whole units of 256 bytes
 HIDDEN = ((3, 4), (2, 3), (5, 7))  # shapes that differ, so that no row has another's size
 CLASSES = 4

@@ -41,6 +41,7 @@ RECEIVERS = {
     "engine": "ICudaEngine",
     "engine.get_tensor_dtype(name)": "DataType",
     "context": "IExecutionContext",
+    "preview": "PreviewFeature",
     "severities": "ILogger.Severity",
     "severity": "ILogger.Severity",
     "self._messages": None,
@@ -70,6 +71,16 @@ ALTERNATIVES = [
         "ExecutionContextAllocationStrategy",
     },
     {"IExecutionContext.set_device_memory", "IExecutionContext.device_memory"},
+    {
+        "PreviewFeature.PROFILE_SHARING_0806",
+        "ICudaEngine.create_execution_context_without_device_memory",
+        "ExecutionContextAllocationStrategy",
+    },
+    {
+        "PreviewFeature",
+        "ICudaEngine.create_execution_context_without_device_memory",
+        "ExecutionContextAllocationStrategy",
+    },
 ]
 
 
