@@ -25,13 +25,15 @@ RTX = {"rtx-1.4": "1.4.0.76", "rtx-1.7": "1.7.1.116"}
 
 # What the first line and the options of three generations of trtexec look like.
 BANNERS = {"8.5": "v8502", "8.6": "v8602", "10.3": "v100300] [b26", "11.1": "v11.1.0.106] [b48"}
+WEAK = "--fp16 --int8 --precisionConstraints --layerPrecisions --layerOutputTypes"
 OPTIONS = {
-    "8.5": "--fp16 --int8 --buildOnly",
-    "8.6": "--fp16 --int8 --skipInference --builderOptimizationLevel",
+    "8.5": f"{WEAK} --buildOnly --preview",
+    "8.6": f"{WEAK} --skipInference --builderOptimizationLevel --preview",
     "10.3": "--fp16 --int8 --stronglyTyped --skipInference --builderOptimizationLevel",
     "11.1": "--stronglyTyped --skipInference --builderOptimizationLevel",
 }
 
+KEPT = {"--precisionConstraints": "obey", "--layerOutputTypes": "the_logits:fp32"}
 PROGRAM = """#!{python}
 import hashlib, json, pathlib, sys
 
@@ -42,6 +44,8 @@ if "--help" in sys.argv:
     print("=== Build Options ===")
     for option in known:
         print("  " + option.ljust(30) + "is not the same as --fp16 or --best")
+        if option == "--preview" and "{banner}" != "v8502":
+            print("       profileSharing0806 is a preview feature")
     sys.exit(0)
 given = dict((each + "=").split("=", 1) for each in sys.argv[1:])
 for option in given:
@@ -134,8 +138,8 @@ def test_a_second_call_leaves_what_fits(bundle, install, capsys):
 @pytest.mark.parametrize(
     ("version", "expected"),
     [
-        ("8.5", {"--fp16": "", "--buildOnly": ""}),
-        ("8.6", {"--fp16": "", "--skipInference": ""}),
+        ("8.5", {"--fp16": "", "--buildOnly": "", **KEPT}),
+        ("8.6", {"--fp16": "", "--skipInference": "", "--preview": "+profileSharing0806", **KEPT}),
         ("10.3", {"--stronglyTyped": "", "--skipInference": ""}),
         ("11.1", {"--stronglyTyped": "", "--skipInference": ""}),
     ],
@@ -163,6 +167,10 @@ def test_printed_commands_use_what_the_installed_trtexec_knows(
         **expected,
     }
     assert options[0]["--maxShapes"] == "image:4x3x16x16"
+    if version in ("8.5", "8.6"):  # the gate; a cast takes halves, TopK gives places too
+        kept = [f"the_{name}:fp32" for name in ("Softmax_12", "MatMul_14", "Sigmoid_15", "gate")]
+        assert options[0]["--layerOutputTypes"].split(",") == ["the_logits:fp32", *kept]
+        assert options[0]["--layerPrecisions"].split(",") == kept[:3]
     assert not (bundle / ENGINES).exists()
 
 

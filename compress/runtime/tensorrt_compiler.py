@@ -3,14 +3,15 @@
 One code path serves TensorRT 8.5 to 11 and TensorRT-RTX: what a version lacks is found by its
 missing name, never by comparing versions. Precision stands in the ONNX files (float16 weights,
 Q/DQ). Networks are strongly typed where TensorRT knows that, and nothing else is said about
-precision then; TensorRT 8 does not know it, and is allowed float16 or int8 by a flag.
+precision then; TensorRT 8 does not know it, and is allowed float16 or int8 by a flag. With float16,
+it is told to keep the layers that give float32, norms and gates, in that: casts bind nobody there.
 """
 
 import hashlib
 import logging
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Optional, Tuple
+from typing import Any, List, Optional, Tuple
 
 from compress.errors import ToolchainError, UnsupportedModelError, UserInputError
 from compress.files import replacing
@@ -18,7 +19,7 @@ from compress.runtime.build_remedy import remedy_for
 from compress.runtime.cuda import DeviceInfo
 from compress.runtime.manifest import Segment, TensorSpec
 from compress.runtime.tensorrt_engine import DTYPES
-from compress.runtime.trtexec import TIMING_CACHE, weak_precisions
+from compress.runtime.trtexec import TIMING_CACHE, keeps_float32, weak_precisions
 
 __all__ = ["TensorRTCompiler"]
 
@@ -65,6 +66,8 @@ class TensorRTCompiler:
         _parse(parser, _content(bundle / segment.file, segment), segment)
         _check_network(network, segment, batch)
         config = self._config(segment)
+        if keeps_float32(segment):
+            self._keep_float32(network, config, segment)
         _add_profile(builder, network, config, batch)
         # TensorRT-RTX builds without timing anything; its timing cache is deprecated and empty.
         cache = None
@@ -100,11 +103,44 @@ class TensorRTCompiler:
                 config.set_preview_feature(preview.PROFILE_SHARING_0806, True)
         return config
 
+    def _keep_float32(self, network: Any, config: Any, segment: Segment) -> None:
+        """Where types are weak, pin the layers that give float32 to it; say how many these are."""
+        trt, pinned = self._trt, 0
+        if hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
+            return
+        config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+        for number in range(network.num_layers):
+            layer = network.get_layer(number)
+            outputs = _float32_outputs(trt, layer)
+            for place in outputs:
+                layer.set_output_type(place, trt.DataType.FLOAT)
+            if outputs and _takes_float32(trt, layer):  # no cast, nor what also takes places
+                layer.precision = trt.DataType.FLOAT
+            pinned += bool(outputs)
+        log.info(
+            "%s: %d of %d layers are kept in float32, as their graph says",
+            *(segment.file, pinned, network.num_layers),
+        )
+
     def _failure(self, what: str, err: Optional[Exception] = None) -> ToolchainError:
         told = _one_line(self._messages.first_error or str(err or "it did not say why"))
         return ToolchainError(
             f"{self.builder} {self.tensorrt_version} {what} ({told}); {remedy_for(told)}"
         )
+
+
+def _float32_outputs(trt: Any, layer: Any) -> List[int]:
+    """Return which outputs of a layer are float32; of constants none, as they are folded."""
+    if layer.type == trt.LayerType.CONSTANT:
+        return []
+    outputs = [layer.get_output(place) for place in range(layer.num_outputs)]
+    return [i for i, tensor in enumerate(outputs) if tensor.dtype == trt.DataType.FLOAT]
+
+
+def _takes_float32(trt: Any, layer: Any) -> bool:
+    """Whether all that a layer takes is float32."""
+    inputs = [layer.get_input(place) for place in range(layer.num_inputs)]
+    return all(tensor.dtype == trt.DataType.FLOAT for tensor in inputs if tensor is not None)
 
 
 def _network_flags(trt: Any) -> int:

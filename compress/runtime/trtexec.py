@@ -2,7 +2,8 @@
 
 Only options that trtexec has had from TensorRT 8.5 to 11 are taken for granted. The others are
 looked up in the help of the installed program: `--stronglyTyped` (10 and newer) or else `--fp16`
-and `--int8`, which 11 no longer has; `--skipInference` or else `--buildOnly` (8.5).
+and `--int8`, which 11 no longer has, with the layers that stay in float32 (see
+compress.runtime.onnx_float32); `--skipInference` or else `--buildOnly` (8.5).
 """
 
 import logging
@@ -18,8 +19,16 @@ from compress.errors import ToolchainError, UnsupportedModelError
 from compress.runtime.build_remedy import remedy_for
 from compress.runtime.cuda import DeviceInfo
 from compress.runtime.manifest import Manifest, Segment
+from compress.runtime.onnx_float32 import float32_nodes
 
-__all__ = ["TIMING_CACHE", "Trtexec", "TrtexecCompiler", "find_trtexec", "weak_precisions"]
+__all__ = [
+    "TIMING_CACHE",
+    "Trtexec",
+    "TrtexecCompiler",
+    "find_trtexec",
+    "keeps_float32",
+    "weak_precisions",
+]
 
 TIMING_CACHE = "timing.cache"
 BESIDE_PATH = "/usr/src/tensorrt/bin"  # where JetPack and NVIDIA's Debian packages put it
@@ -33,6 +42,14 @@ def weak_precisions(segment: Segment) -> List[str]:
     halves = any(spec.dtype == "float16" for spec in segment.inputs + segment.outputs)
     allowed = ["fp16"] if halves or segment.precision == "fp16" else []
     return [*allowed, "int8"] if segment.precision == "int8" else allowed
+
+
+def keeps_float32(segment: Segment) -> bool:
+    """Whether a TensorRT that does not type strongly must be told what stays in float32.
+
+    With int8 it need not: what lies between Q and DQ is float32 in the file, and meant to be int8.
+    """
+    return weak_precisions(segment) == ["fp16"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +83,7 @@ class Trtexec:
             f"--timingCacheFile={bundle / TIMING_CACHE}",
             "--profilingVerbosity=detailed",
             "--skipInference" if "--skipInference" in self.options else "--buildOnly",
-            *self._precisions(segment),
+            *self._precisions(bundle, segment),
             *_shapes(segment, batch),
             *self._limits(),
         ]
@@ -80,12 +97,35 @@ class Trtexec:
             for engine in [bundle / f"{segment.stem}.engine"]
         ]
 
-    def _precisions(self, segment: Segment) -> List[str]:
+    def _precisions(self, bundle: Path, segment: Segment) -> List[str]:
         if "--stronglyTyped" in self.options:
             return ["--stronglyTyped"]
         asked = [f"--{precision}" for precision in weak_precisions(segment)]
         sharing = ["--preview=+profileSharing0806"] if self.shares_profiles else []
-        return [*(option for option in asked if option in self.options), *sharing]
+        kept = self._in_float32(bundle, segment) if keeps_float32(segment) else []
+        return [*(option for option in asked if option in self.options), *kept, *sharing]
+
+    def _in_float32(self, bundle: Path, segment: Segment) -> List[str]:
+        """Return what keeps the nodes in float32 that the file has in it."""
+        if "--layerPrecisions" not in self.options:
+            log.warning("trtexec %s keeps no layer in float32", self.version)
+            return []
+        nodes = float32_nodes(bundle / segment.file)
+        sayable = [node for node in nodes if node.name and not set(node.name) & set(",:*")]
+        log.info(
+            "%s: %d of %d layers that give float32 are kept in it",
+            *(segment.file, len(sayable), len(nodes)),
+        )
+        if not sayable:
+            return []
+        single = [node for node in sayable if node.outputs == 1]  # TopK gives places too
+        pure = [node for node in sayable if node.is_pure]
+        sides = {"--layerPrecisions": pure, "--layerOutputTypes": single}
+        return ["--precisionConstraints=obey"] + [
+            f"{option}={','.join(f'{node.name}:fp32' for node in side)}"
+            for option, side in sides.items()
+            if side
+        ]
 
     def _limits(self) -> List[str]:
         limits = []
