@@ -14,6 +14,7 @@ VERBS = {
     "export_trt": "one ONNX file and engine for each exit segment",
     "finetune": "train a checkpoint further, or for slimming",
     "lower": "an ONNX file for a target, Fourier transforms as real products",
+    "measure_device": "latency, exits and energy of a bundle on its device",
     "monitor": "watch a dispatcher for drift",
     "plan_exits": "choose exits and thresholds, with a guarantee",
     "report": "one page of a run, or of several",
@@ -31,7 +32,7 @@ def main() -> int:
     wanted = " ".join(sys.argv[1:2])
     asked_for_help = wanted in ("-h", "--help")
     lines = ["usage: python -m compress VERB [options]", ""]
-    lines += [f"  {verb:13} {words}" for verb, words in VERBS.items()]
+    lines += [f"  {verb:14} {words}" for verb, words in VERBS.items()]
     lines += ["", "python -m compress VERB -h tells more"]
     if wanted and not asked_for_help:
         lines.insert(0, f"python -m compress: error: {wanted!r} is no verb")

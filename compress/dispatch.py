@@ -10,25 +10,18 @@ from typing import List, Optional
 from compress.cli import (
     HelpFormatter,
     add_common_options,
-    one_or_each,
-    parse_numbers,
     print_report,
     run_door,
 )
+from compress.device_options import add_running, check_count, open_dispatcher
 from compress.errors import UserInputError
-from compress.runtime.backends import BACKENDS
-from compress.runtime.cuda_wait import WAITS
 from compress.runtime.dispatcher import Dispatcher
-from compress.runtime.first_call import FIRST_CALL_SECONDS
-from compress.runtime.onnxruntime_session import PROVIDERS
 from compress.runtime.pictures import ARRAY_SUFFIX, readings
 from compress.runtime.probe import read_probe
 from compress.runtime.self_test import self_test
 from compress.runtime.stream import Tally, find_pictures, predictions, prefetched
 
 __all__ = ["main"]
-
-LARGEST = 1 << 12  # threads, or images at a time
 
 EPILOG = """examples:
   python -m compress.dispatch digits.bundle photo.jpg
@@ -56,33 +49,15 @@ def _parser() -> argparse.ArgumentParser:
     add("images", type=Path, nargs="*", metavar="IMAGE", help=words)
     words = "run the images that the bundle carries, and tell how far it is from what was exported"
     add("--self-test", action="store_true", help=words)
-    words = (
-        "leave at gate >= T: one for all exits, or one for each as in 0.9,0.8 (those of the bundle)"
-    )
-    add("--thresholds", metavar="T", help=words)
-    words = "auto takes TensorRT where the bundle has engines and this machine a GPU"
-    add("--backend", choices=("auto", *BACKENDS), default="auto", help=words)
     add("--batch", type=int, default=1, metavar="N", help="images at a time")
-    words = "processor threads of ONNX Runtime (as many as it likes)"
-    add("--threads", type=int, metavar="N", help=words)
-    words = "of ONNX Runtime: auto takes cuda where it starts"
-    add("--provider", choices=("auto", *sorted(PROVIDERS)), default="auto", help=words)
-    words = "that ONNX Runtime may take to open the bundle and to run it once"
-    add("--first-call-seconds", type=float, default=FIRST_CALL_SECONDS, metavar="S", help=words)
-    words = "load TensorRT engines that this user did not build on this machine, too"
-    add("--trust-engines", action="store_true", help=words)
-    words = "for the GPU: spin is fastest and keeps a core busy, yield shares it, block sleeps"
-    add("--wait", choices=WAITS, default="spin", help=words)
+    add_running(parser)
     add("--times", action="store_true", help="also tell the milliseconds in each segment")
     add_common_options(parser)
     return parser
 
 
 def _work(options: argparse.Namespace) -> None:
-    for name in ("batch", "threads"):
-        value = getattr(options, name)
-        if value is not None and not 1 <= value <= LARGEST:
-            raise UserInputError(f"--{name} is {value}; expected at least 1, at most {LARGEST}")
+    check_count(options, "batch")
     if options.self_test == bool(options.images):
         raise UserInputError(
             "IMAGE and --self-test, which brings images of its own, were both given or both left "
@@ -92,7 +67,7 @@ def _work(options: argparse.Namespace) -> None:
         _test_itself(options)
         return
     files = find_pictures(options.images)
-    with _opened(options) as dispatcher:
+    with open_dispatcher(options) as dispatcher:
         _check_classes(dispatcher, options.bundle)
         largest = dispatcher.backend.max_batch
         if options.batch > largest:
@@ -107,21 +82,8 @@ def _work(options: argparse.Namespace) -> None:
         )
 
 
-def _opened(options: argparse.Namespace) -> Dispatcher:
-    return Dispatcher(
-        options.bundle,
-        None if options.backend == "auto" else options.backend,
-        thresholds=one_or_each(parse_numbers(options.thresholds, "--thresholds", float)),
-        threads=options.threads,
-        provider=None if options.provider == "auto" else options.provider,
-        first_call_seconds=options.first_call_seconds,
-        trust_engines=options.trust_engines,
-        wait=options.wait,
-    )
-
-
 def _test_itself(options: argparse.Namespace) -> None:
-    with _opened(options) as dispatcher:
+    with open_dispatcher(options) as dispatcher:
         tested = self_test(dispatcher, read_probe(options.bundle, dispatcher.manifest))
     print_report(tested, as_json=options.json)
     sys.stdout.flush()

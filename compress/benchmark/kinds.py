@@ -12,7 +12,6 @@ from compress.benchmark.profiles import (
     positions_of,
     profile_operators,
     profile_segments,
-    segment_profile,
 )
 from compress.benchmark.subject import OpenOptions, Outcome, Subject, SubjectSpec
 from compress.data.image_data import Preprocessing
@@ -20,13 +19,14 @@ from compress.data.sample import noise
 from compress.errors import UserInputError
 from compress.exits.replay import exit_numbers
 from compress.files import sha256_of
-from compress.measure.device_profile import DeviceProfile
 from compress.measure.op_profile import OpProfile, device_profile_of, profile_operations
 from compress.models.early_exit import GFNetDynn, with_exits
 from compress.models.gfnet import GFNet
 from compress.models.outputs import logits_of
 from compress.opened import check_forward, open_checkpoint
 from compress.runtime.decision import fires
+from compress.runtime.device_measure import segment_profile
+from compress.runtime.device_profile import DeviceProfile
 from compress.runtime.dispatcher import Dispatcher
 from compress.runtime.manifest import MANIFEST
 from compress.runtime.thresholds import check_thresholds

@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from compress.data.image_data import Preprocessing
-from compress.measure.device_profile import DeviceProfile
 from compress.measure.op_profile import OpProfile
 from compress.opened import Opening
+from compress.runtime.device_profile import DeviceProfile
 
 __all__ = ["OpenOptions", "Outcome", "Subject", "SubjectSpec"]
 

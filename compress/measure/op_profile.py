@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.autograd.profiler import profile as torch_profile
 
 from compress.errors import UserInputError
-from compress.measure.device_profile import DeviceProfile, OperationTime
 from compress.measure.op_ranges import (
     BLOCKS,
     DECISION,
@@ -38,6 +37,7 @@ from compress.measure.op_ranges import (
     lay_ranges_,
 )
 from compress.models.early_exit import GFNetDynn
+from compress.runtime.device_profile import DeviceProfile, OperationTime
 from compress.runtime.thresholds import check_thresholds
 
 __all__ = ["OpProfile", "Operation", "device_profile_of", "profile_operations"]

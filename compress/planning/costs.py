@@ -21,15 +21,15 @@ from numpy.typing import NDArray
 from compress.errors import UserInputError
 from compress.exits.replay import ReplayTable
 from compress.files import check_readable
-from compress.measure.device_profile import FORMAT as PROFILE_FORMAT
-from compress.measure.device_profile import (
+from compress.planning.json_values import count_of, items_of, number_of, object_of, one_of, text_of
+from compress.planning.plan import UNITS
+from compress.runtime.device_profile import FORMAT as PROFILE_FORMAT
+from compress.runtime.device_profile import (
     PER,
     DeviceProfile,
     read_device_profile,
     shipped_profiles,
 )
-from compress.planning.json_values import count_of, items_of, number_of, object_of, one_of, text_of
-from compress.planning.plan import UNITS
 
 __all__ = [
     "ExitCosts",
