@@ -6,20 +6,27 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
 from compress.build_engines import main
 from compress.errors import ToolchainError
+from compress.export.quantise import quantised
+from compress.export.targets import target
 from compress.runtime import cuda, trtexec
 from compress.runtime.engines import ENGINES, read_engines
-from compress.runtime.manifest import read_manifest
+from compress.runtime.manifest import read_manifest, write_manifest
 from compress.runtime.trtexec import find_trtexec
+from tests.export.triton_bundles import save_segment
 from tests.runtime import crossing_bundle
 from tests.runtime.tiny_bundle import write_bundle
 from tools.tensorrt_fixtures import FOLDER, is_installed
 
+RTX_NOTE = target("tensorrt-rtx").int8_note
 ROOT = Path(__file__).parents[1]
 RTX = {"rtx-1.4": "1.4.0.76", "rtx-1.7": "1.7.1.116"}
 
@@ -291,16 +298,39 @@ def test_real_engines(tmp_path, version, dtype, batch):
     done = build_for_real(version, tmp_path)
     assert done.returncode == 0, done.stderr
     engines = read_engines(tmp_path, manifest)
-    assert json.loads(done.stdout) == {
-        "schema": "compress.build_engines/1",
-        **json.loads((tmp_path / ENGINES).read_text()),
-        "self_test": None,
-    }
+    written = json.loads((tmp_path / ENGINES).read_text())
+    assert len(written.pop("mark")) == 64
+    schema = "compress.build_engines/1"
+    assert json.loads(done.stdout) == {"schema": schema, **written, "self_test": None}
+    assert engines.is_ours
     assert (engines.builder, engines.tensorrt_version) == ("tensorrt_rtx", RTX[version])
     assert engines.device is None
     assert all((tmp_path / engine.file).stat().st_size > 10_000 for engine in engines.segments)
     assert "Warning" not in done.stderr
     assert "rror" not in done.stderr
+
+
+def in_int8(bundle: Path) -> None:
+    """Quantise the first segment for real."""
+    write_bundle(bundle)
+    images = np.random.default_rng(0).normal(size=(4, 3, 16, 16)).astype(np.float32)
+    graph = onnx.load(bundle / "segment_0.onnx")
+    save_segment(quantised(graph, [{"image": images}], crossing=["hidden_0"]), bundle, 0)
+    manifest = read_manifest(bundle)
+    first = replace(manifest.segments[0], precision="int8")
+    write_manifest(replace(manifest, segments=(first, *manifest.segments[1:])), bundle)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("version", "builds"), [("rtx-1.4", False), ("rtx-1.7", True)])
+def test_int8_is_built_where_the_target_says_so(tmp_path, version, builds):
+    in_int8(tmp_path)
+    done = build_for_real(version, tmp_path)
+    assert (done.returncode == 0) == builds, done.stderr
+    assert "1.4 reads int8 segments and builds no engine of them; 1.7 does" in RTX_NOTE
+    if not builds:
+        assert done.returncode == 4
+        assert done.stderr.splitlines()[-1].endswith("export with --precision fp16")
 
 
 @pytest.mark.slow

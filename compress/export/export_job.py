@@ -204,6 +204,8 @@ def export_checkpoint(job: ExportJob) -> ExportReport:
     """
     chosen = target(job.target)
     _check(job)
+    if job.precision == "int8" and chosen.int8_note:
+        logger.warning("note: %s", chosen.int8_note)
     source = open_export(
         job.checkpoint,
         split_exits=job.split_exits,
