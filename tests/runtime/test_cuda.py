@@ -8,6 +8,7 @@ import pytest
 from compress.errors import ToolchainError
 from compress.runtime import cuda
 from compress.runtime.cuda import CudaRuntime, DeviceInfo, open_cuda, probe_cuda
+from compress.runtime.cuda_wait import WAITS, Waiting
 from tests.runtime.fake_cuda import FakeDevice
 
 
@@ -228,3 +229,26 @@ def test_a_real_device_copies_records_and_maps():
     with pytest.raises(ToolchainError, match="cudaMalloc failed"):
         runtime.malloc(1 << 50)
     runtime.free(runtime.malloc(256))  # the error was not left behind
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("how", WAITS)
+def test_a_real_device_is_waited_for_in_every_way(how):
+    try:
+        runtime = open_cuda()
+    except ToolchainError as err:
+        pytest.skip(str(err))
+    waiting, stream = Waiting(runtime, how), runtime.stream_create()
+    size = 64 << 20  # that takes a while to travel
+    memory, pointer = runtime.host_alloc(size), runtime.malloc(size)
+    for value in (3, 8):
+        memory.array[:] = value
+        runtime.copy_to_device(pointer, memory.address, size, stream)
+        waiting.wait(stream)
+        memory.array[:] = 0
+        runtime.copy_to_host(memory.address, pointer, size, stream)
+        waiting.wait(stream)
+        assert (memory.array == value).all()
+    assert runtime._functions["cudaGetLastError"]() == 0
+    runtime.stream_destroy(stream)
+    waiting.close()
