@@ -24,6 +24,7 @@ from compress.runtime.engines import (
     read_engines,
     write_engines,
 )
+from compress.runtime.expected_rows import expected_rows
 from compress.runtime.manifest import Manifest, read_manifest
 from compress.runtime.tensorrt_compiler import TensorRTCompiler
 from compress.runtime.trtexec import TrtexecCompiler, find_trtexec
@@ -106,11 +107,11 @@ def _build_set(
     files: List[EngineFile] = []
     log.info("building %d engines with %s %s", total, compiler.builder, compiler.tensorrt_version)
     with ExitStack() as staged:
-        for segment in manifest.segments:
+        for segment, rows in zip(manifest.segments, expected_rows(manifest)):
             file = f"{segment.stem}.engine"
             part = staged.enter_context(replacing(bundle / file))
             start = time.perf_counter()
-            compiler.compile(bundle, segment, manifest.batch, part)
+            compiler.compile(bundle, segment, (1, rows, manifest.batch[1]), part)
             files.append(EngineFile(file, sha256_of(part), segment.sha256))
             seconds, mib = time.perf_counter() - start, part.stat().st_size / 2**20
             log.info("%s (%d of %d): %.1f MiB in %.1f s", file, len(files), total, mib, seconds)

@@ -19,7 +19,7 @@ from compress.runtime.build_remedy import remedy_for
 from compress.runtime.cuda import DeviceInfo
 from compress.runtime.manifest import Segment, TensorSpec
 from compress.runtime.tensorrt_engine import DTYPES
-from compress.runtime.trtexec import TIMING_CACHE, keeps_float32, weak_precisions
+from compress.runtime.trtexec import TIMING_CACHE, Batch, keeps_float32, weak_precisions
 
 __all__ = ["TensorRTCompiler"]
 
@@ -57,7 +57,7 @@ class TensorRTCompiler:
         except (TypeError, RuntimeError) as err:  # how the bindings tell of a null object
             raise self._failure("could not start", err) from err
 
-    def compile(self, bundle: Path, segment: Segment, batch: Tuple[int, int], engine: Path) -> None:
+    def compile(self, bundle: Path, segment: Segment, batch: Batch, engine: Path) -> None:
         """Build the engine of one segment into the file `engine`."""
         trt, builder = self._trt, self._builder
         self._messages.first_error = ""
@@ -185,7 +185,7 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())[:300]
 
 
-def _check_network(network: Any, segment: Segment, batch: Tuple[int, int]) -> None:
+def _check_network(network: Any, segment: Segment, batch: Batch) -> None:
     """Raise unless the parser understood what the manifest says."""
     inputs = [network.get_input(place) for place in range(network.num_inputs)]
     outputs = [network.get_output(place) for place in range(network.num_outputs)]
@@ -201,30 +201,30 @@ def _check_network(network: Any, segment: Segment, batch: Tuple[int, int]) -> No
             raise UnsupportedModelError(
                 f"TensorRT reads that {segment.file} {what} {found}; its manifest says "
                 f"{[(spec.file_name, spec.dtype, spec.shape) for spec in specs]} in batches of "
-                f"{batch[0]} to {batch[1]}; export the bundle again"
+                f"{batch[0]} to {batch[2]}; export the bundle again"
             )
 
 
-def _fits(spec: TensorSpec, batch: Tuple[int, int], dtype: str, shape: Tuple[int, ...]) -> bool:
+def _fits(spec: TensorSpec, batch: Batch, dtype: str, shape: Tuple[int, ...]) -> bool:
     """Whether a tensor, whose sizes TensorRT gives as -1 where they vary, may be what is meant."""
     if dtype != DTYPES[spec.dtype] or len(shape) != 1 + len(spec.shape):
         return False
-    fixed = batch[0] if batch[0] == batch[1] else -1
+    fixed = batch[0] if batch[0] == batch[2] else -1
     return shape[0] in (-1, fixed) and all(
         size in (-1, meant) for size, meant in zip(shape[1:], spec.shape)
     )
 
 
-def _add_profile(builder: Any, network: Any, config: Any, batch: Tuple[int, int]) -> None:
-    """Tell the range of batches, where an input leaves it open; the largest is made fastest."""
+def _add_profile(builder: Any, network: Any, config: Any, batch: Batch) -> None:
+    """Tell the range of batches, where an input leaves it open; the expected is made fastest."""
     inputs = [network.get_input(place) for place in range(network.num_inputs)]
     varying = [tensor for tensor in inputs if tensor.shape[0] == -1]
     if not varying:
         return
     profile = builder.create_optimization_profile()
     for tensor in varying:
-        least, most = ((size, *tuple(tensor.shape)[1:]) for size in batch)
-        profile.set_shape(tensor.name, least, most, most)
+        shapes = ((size, *tuple(tensor.shape)[1:]) for size in batch)
+        profile.set_shape(tensor.name, *shapes)
     config.add_optimization_profile(profile)
 
 

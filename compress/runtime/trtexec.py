@@ -18,11 +18,13 @@ from typing import FrozenSet, List, Optional, Tuple
 from compress.errors import ToolchainError, UnsupportedModelError
 from compress.runtime.build_remedy import remedy_for
 from compress.runtime.cuda import DeviceInfo
+from compress.runtime.expected_rows import expected_rows
 from compress.runtime.manifest import Manifest, Segment
 from compress.runtime.onnx_float32 import float32_nodes
 
 __all__ = [
     "TIMING_CACHE",
+    "Batch",
     "Trtexec",
     "TrtexecCompiler",
     "find_trtexec",
@@ -33,6 +35,8 @@ __all__ = [
 TIMING_CACHE = "timing.cache"
 BESIDE_PATH = "/usr/src/tensorrt/bin"  # where JetPack and NVIDIA's Debian packages put it
 HELP_SECONDS = 300.0  # the first start on a Jetson reads its libraries from a card
+
+Batch = Tuple[int, int, int]  # images at a time: fewest, expected, most
 
 log = logging.getLogger(__name__)
 
@@ -72,9 +76,7 @@ class Trtexec:
     optimization_level: Optional[int] = None
     shares_profiles: bool = False
 
-    def command(
-        self, bundle: Path, segment: Segment, batch: Tuple[int, int], engine: Path
-    ) -> List[str]:
+    def command(self, bundle: Path, segment: Segment, batch: Batch, engine: Path) -> List[str]:
         """Return the command that builds the engine of one segment into the file `engine`."""
         return [
             self.program,
@@ -92,8 +94,9 @@ class Trtexec:
         """Return one line for a shell for each segment."""
         bundle = Path(bundle)
         return [
-            " ".join(map(shlex.quote, self.command(bundle, segment, manifest.batch, engine)))
-            for segment in manifest.segments
+            " ".join(map(shlex.quote, self.command(bundle, segment, batch, engine)))
+            for segment, rows in zip(manifest.segments, expected_rows(manifest))
+            for batch in [(1, rows, manifest.batch[1])]
             for engine in [bundle / f"{segment.stem}.engine"]
         ]
 
@@ -139,12 +142,12 @@ class Trtexec:
         return limits
 
 
-def _shapes(segment: Segment, batch: Tuple[int, int]) -> List[str]:
+def _shapes(segment: Segment, batch: Batch) -> List[str]:
     """Return the range of batches; trtexec refuses one for a file whose batch is fixed."""
-    if batch[0] == batch[1]:
+    if batch[0] == batch[2]:
         return []
     options = []
-    for option, size in zip(("min", "opt", "max"), (batch[0], batch[1], batch[1])):
+    for option, size in zip(("min", "opt", "max"), batch):
         shapes = (f"{s.file_name}:{'x'.join(map(str, (size, *s.shape)))}" for s in segment.inputs)
         options.append(f"--{option}Shapes={','.join(shapes)}")
     return options
@@ -211,7 +214,7 @@ class TrtexecCompiler:
         self.tensorrt_version = trtexec.version
         self._trtexec = trtexec
 
-    def compile(self, bundle: Path, segment: Segment, batch: Tuple[int, int], engine: Path) -> None:
+    def compile(self, bundle: Path, segment: Segment, batch: Batch, engine: Path) -> None:
         """Build the engine of one segment into the file `engine`.
 
         Raises:

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -19,10 +20,13 @@ from compress.files import sha256_of
 from compress.runtime import cuda, engine_builder
 from compress.runtime.engine_builder import build_engines
 from compress.runtime.engines import ENGINES, read_engines
-from compress.runtime.manifest import read_manifest
+from compress.runtime.expected_rows import expected_rows
+from compress.runtime.manifest import read_manifest, write_manifest
 from compress.runtime.onnx_float32 import float32_nodes
+from compress.runtime.reference_rates import ReferenceRates
 from compress.runtime.trtexec import TIMING_CACHE
 from tests.export.small_graphs import FLOAT, HALF, valid_graph, value
+from tests.export.triton_bundles import write_bundle as write_exit_bundle
 from tests.runtime import crossing_bundle
 from tests.runtime.builder_stand_in import FakeTensorRT
 from tests.runtime.tiny_bundle import write_bundle
@@ -179,6 +183,35 @@ def test_the_range_of_batches_becomes_a_profile_with_the_largest_as_optimum(bund
     assert hidden.profiles == [[("hidden_0", (1, 16, 8), (4, 16, 8), (4, 16, 8))]]
     assert image.limits == [("workspace", 64 << 20)]
     assert image.builder_optimization_level == 5
+
+
+def test_a_late_segment_is_fastest_for_what_is_expected_to_arrive(tmp_path, install):
+    """Of the calibration images 70 % leave at the first exit, and none at the second."""
+    manifest = write_exit_bundle(tmp_path, batch=32)
+    rates = ReferenceRates((70, 0, 30), (0.5, 0.25))
+    write_manifest(replace(manifest, notes={"calibration": rates.to_dict()}), tmp_path)
+    fake = install()
+    build_engines(tmp_path)
+    optima = [config.profiles[0][0][2][0] for config in fake.builds]
+    assert optima == [32, 16, 16]  # 9.6 images, padded to 16
+    assert {config.profiles[0][0][3][0] for config in fake.builds} == {32}
+
+
+@pytest.mark.parametrize(
+    ("counts", "thresholds", "expected"),
+    [
+        ((1, 1, 2), (0.5, 0.25), [32, 32, 16]),  # 32, 24 and 16 images
+        ((0, 99, 1), (0.5, 0.25), [32, 32, 1]),
+        ((10, 0, 0), (0.5, 0.25), [32, 1, 1]),
+        ((70, 0, 30), (0.9, 0.9), [32, 32, 32]),  # of other thresholds
+        ((70, 30), (0.5,), [32, 32, 32]),  # of other exits
+    ],
+)
+def test_what_is_expected_follows_the_calibration(tmp_path, counts, thresholds, expected):
+    manifest = write_exit_bundle(tmp_path, batch=32)
+    assert expected_rows(manifest) == [32, 32, 32]
+    notes = {"calibration": ReferenceRates(counts, thresholds).to_dict()}
+    assert expected_rows(replace(manifest, notes=notes)) == expected
 
 
 def test_every_input_of_a_segment_has_its_range(tmp_path, install):
