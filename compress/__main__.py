@@ -19,6 +19,7 @@ VERBS = {
     "export_trt": "one ONNX file and engine for each exit segment",
     "finetune": "train a checkpoint further, or for slimming",
     "lower": "an ONNX file for a target, Fourier transforms as real products",
+    "measure_device": "latency, exits and energy of a bundle on its device",
     "monitor": "watch a dispatcher for drift",
     "plan_exits": "choose exits and thresholds, with a guarantee",
     "report": "one page of a run, or of several",
@@ -41,7 +42,7 @@ def main() -> int:
     program = os.path.basename(sys.argv[0])
     program = program if program == PROGRAM else "python -m compress"
     lines = [f"usage: {program} VERB [options]", ""]
-    lines += [f"  {verb:13} {words}" for verb, words in VERBS.items()]
+    lines += [f"  {verb:14} {words}" for verb, words in VERBS.items()]
     lines += ["", f"{program} VERB -h tells more, {program} --version which version this is"]
     if wanted and not asked_for_help:
         lines.insert(0, f"{program}: error: {wanted!r} is no verb")

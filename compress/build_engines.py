@@ -8,6 +8,7 @@ from typing import Any, Dict, List, Optional
 from compress.cli import HelpFormatter, add_common_options, print_json, run_door
 from compress.errors import ToolchainError
 from compress.runtime.engine_builder import CHOICES, build_engines
+from compress.runtime.engine_check import check_engines
 from compress.runtime.manifest import read_manifest
 from compress.runtime.trtexec import find_trtexec
 
@@ -21,6 +22,8 @@ EPILOG = """examples:
 engines fit one TensorRT and one GPU: copy the bundle to the device and build there. On a Jetson,
 TensorRT is part of JetPack; a virtual environment sees it when made with --system-site-packages.
 Where its Python module is missing, trtexec builds; --print-commands only prints what it would run.
+Engines are then run on the bundle's probe, images with what its graphs made of them: the exit code
+is 5, and the engines are not used, where they are too far from that.
 """
 
 
@@ -56,11 +59,15 @@ def _work(options: argparse.Namespace) -> int:
         workspace_mib=options.workspace_mib,
         optimization_level=options.optimization_level,
     )
+    tested = check_engines(options.bundle, engines)
     result = {"schema": "compress.build_engines/1", **engines.to_dict()}
+    result["self_test"] = None if tested is None else tested.to_dict()
     if options.json:
         print_json(result)
     else:
         print(_text(options.bundle, result))
+        if tested is not None:
+            print(tested.to_text())
     return 0
 
 

@@ -29,7 +29,7 @@ __all__ = [
 
 PROGRAM = "early-exit"  # what an installation calls `python -m compress`
 PATH = re.compile(r"\S{1,200}")
-BLOCK = re.compile(r"(?:blocks\.)?(0|[1-9][0-9]{0,5})")  # as compress.models.exit_spelling
+BLOCK = re.compile(r"(?:blocks\.)?(0|[1-9][0-9]{0,5})")  # as compress.runtime.exit_spelling
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

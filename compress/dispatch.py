@@ -7,23 +7,27 @@ import time
 from pathlib import Path
 from typing import List, Optional
 
-from compress.cli import HelpFormatter, add_common_options, one_or_each, parse_numbers, run_door
+from compress.cli import (
+    HelpFormatter,
+    add_common_options,
+    print_report,
+    run_door,
+)
+from compress.device_options import add_running, check_count, open_dispatcher
 from compress.errors import UserInputError
-from compress.runtime.backends import BACKENDS
 from compress.runtime.dispatcher import Dispatcher
-from compress.runtime.first_call import FIRST_CALL_SECONDS
-from compress.runtime.onnxruntime_session import PROVIDERS
 from compress.runtime.pictures import ARRAY_SUFFIX, readings
+from compress.runtime.probe import read_probe
+from compress.runtime.self_test import self_test
 from compress.runtime.stream import Tally, find_pictures, predictions, prefetched
 
 __all__ = ["main"]
-
-LARGEST = 1 << 12  # threads, or images at a time
 
 EPILOG = """examples:
   python -m compress.dispatch digits.bundle photo.jpg
   python -m compress.dispatch digits.bundle photos --json --times > results.jsonl
   python -m compress.dispatch digits.bundle images.npy --thresholds 0.9,0.8,0.8 --batch 32
+  python -m compress.dispatch digits.bundle --self-test
 
 a .npy file holds pixels, uint8 (3, S, S) or (N, 3, S, S) at the size that the network takes, or
 normalised float32; it needs no Pillow. With --json every line is one object: one of each image,
@@ -42,39 +46,28 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("bundle", type=Path, help="folder that python -m compress.export_trt wrote")
     words = "picture, .npy file, or folder, of which all pictures at any depth are taken"
-    add("images", type=Path, nargs="+", metavar="IMAGE", help=words)
-    words = (
-        "leave at gate >= T: one for all exits, or one for each as in 0.9,0.8 (those of the bundle)"
-    )
-    add("--thresholds", metavar="T", help=words)
-    words = "auto takes TensorRT where the bundle has engines and this machine a GPU"
-    add("--backend", choices=("auto", *BACKENDS), default="auto", help=words)
+    add("images", type=Path, nargs="*", metavar="IMAGE", help=words)
+    words = "run the images that the bundle carries, and tell how far it is from what was exported"
+    add("--self-test", action="store_true", help=words)
     add("--batch", type=int, default=1, metavar="N", help="images at a time")
-    words = "processor threads of ONNX Runtime (as many as it likes)"
-    add("--threads", type=int, metavar="N", help=words)
-    words = "of ONNX Runtime: auto takes cuda where it starts"
-    add("--provider", choices=("auto", *sorted(PROVIDERS)), default="auto", help=words)
-    words = "that ONNX Runtime may take to open the bundle and to run it once"
-    add("--first-call-seconds", type=float, default=FIRST_CALL_SECONDS, metavar="S", help=words)
+    add_running(parser)
     add("--times", action="store_true", help="also tell the milliseconds in each segment")
     add_common_options(parser)
     return parser
 
 
 def _work(options: argparse.Namespace) -> None:
-    for name in ("batch", "threads"):
-        value = getattr(options, name)
-        if value is not None and not 1 <= value <= LARGEST:
-            raise UserInputError(f"--{name} is {value}; expected at least 1, at most {LARGEST}")
+    check_count(options, "batch")
+    if options.self_test == bool(options.images):
+        raise UserInputError(
+            "IMAGE and --self-test, which brings images of its own, were both given or both left "
+            "out; expected one of them"
+        )
+    if options.self_test:
+        _test_itself(options)
+        return
     files = find_pictures(options.images)
-    with Dispatcher(
-        options.bundle,
-        None if options.backend == "auto" else options.backend,
-        thresholds=one_or_each(parse_numbers(options.thresholds, "--thresholds", float)),
-        threads=options.threads,
-        provider=None if options.provider == "auto" else options.provider,
-        first_call_seconds=options.first_call_seconds,
-    ) as dispatcher:
+    with open_dispatcher(options) as dispatcher:
         _check_classes(dispatcher, options.bundle)
         largest = dispatcher.backend.max_batch
         if options.batch > largest:
@@ -87,6 +80,14 @@ def _work(options: argparse.Namespace) -> None:
         raise UserInputError(
             f"{tally.errors} of {tally.images} images have errors; see their lines"
         )
+
+
+def _test_itself(options: argparse.Namespace) -> None:
+    with open_dispatcher(options) as dispatcher:
+        tested = self_test(dispatcher, read_probe(options.bundle, dispatcher.manifest))
+    print_report(tested, as_json=options.json)
+    sys.stdout.flush()
+    tested.check(options.bundle)
 
 
 def _check_classes(dispatcher: Dispatcher, bundle: Path) -> None:

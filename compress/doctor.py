@@ -12,9 +12,10 @@ __all__ = ["main"]
 EPILOG = """examples:
   python -m compress.doctor
   python -m compress.doctor --json > machine.json
+  python -m compress.doctor --try-imports
 
-every package is imported in a process of its own, so one that is broken harms nothing; what is
-missing is no error: the exit code is 0
+versions are those that pip wrote down; CUDA and TensorRT are imported in processes of their own, so
+one that is broken harms nothing. What is missing is no error: the exit code is 0
 """
 
 
@@ -25,6 +26,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=HelpFormatter,
     )
+    words = "import every package in a process of its own, to find broken ones; half a minute"
+    parser.add_argument("--try-imports", action="store_true", help=words)
     add_common_options(parser)
     return parser
 
@@ -32,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
 def _work(options: argparse.Namespace) -> int:
     from compress.measure.doctor import diagnose
 
-    found = diagnose()
+    found = diagnose(tries_all=options.try_imports)
     print_report(found, as_json=options.json)
     return 0
 

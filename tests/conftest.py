@@ -5,10 +5,11 @@ import pytest
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _own_cache(tmp_path_factory):
-    """Keep decoded images of tests, and of the processes that they start, out of the user's."""
+def _own_folders(tmp_path_factory):
+    """Keep images and keys of tests, and of the processes that they start, out of the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
 
 

@@ -23,7 +23,8 @@ MODULES = [
 HEAVY = ("torch", "onnx", "onnxruntime", "PIL", "tqdm", "pydantic", "sklearn", "accelerate",
          "scipy", "jinja2", "matplotlib")  # fmt: skip
 GROUND = ("__init__.py", "__main__.py", "cli.py", "errors.py", "files.py", "optional.py",
-          "build_engines.py", "dispatch.py", "monitor.py", "export/triton_bls.py",
+          "build_engines.py", "device_options.py", "dispatch.py", "measure_device.py",
+          "monitor.py", "export/triton_bls.py",
           *(path.relative_to(ROOT / "compress").as_posix()
             for path in sorted((ROOT / "compress" / "runtime").rglob("*.py"))))  # fmt: skip
 

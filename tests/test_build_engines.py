@@ -6,32 +6,41 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
 from compress.build_engines import main
 from compress.errors import ToolchainError
+from compress.export.quantise import quantised
+from compress.export.targets import target
 from compress.runtime import cuda, trtexec
 from compress.runtime.engines import ENGINES, read_engines
-from compress.runtime.manifest import read_manifest
+from compress.runtime.manifest import read_manifest, write_manifest
 from compress.runtime.trtexec import find_trtexec
+from tests.export.triton_bundles import save_segment
 from tests.runtime import crossing_bundle
 from tests.runtime.tiny_bundle import write_bundle
 from tools.tensorrt_fixtures import FOLDER, is_installed
 
+RTX_NOTE = target("tensorrt-rtx").int8_note
 ROOT = Path(__file__).parents[1]
 RTX = {"rtx-1.4": "1.4.0.76", "rtx-1.7": "1.7.1.116"}
 
 # What the first line and the options of three generations of trtexec look like.
 BANNERS = {"8.5": "v8502", "8.6": "v8602", "10.3": "v100300] [b26", "11.1": "v11.1.0.106] [b48"}
+WEAK = "--fp16 --int8 --precisionConstraints --layerPrecisions --layerOutputTypes"
 OPTIONS = {
-    "8.5": "--fp16 --int8 --buildOnly",
-    "8.6": "--fp16 --int8 --skipInference --builderOptimizationLevel",
+    "8.5": f"{WEAK} --buildOnly --preview",
+    "8.6": f"{WEAK} --skipInference --builderOptimizationLevel --preview",
     "10.3": "--fp16 --int8 --stronglyTyped --skipInference --builderOptimizationLevel",
     "11.1": "--stronglyTyped --skipInference --builderOptimizationLevel",
 }
 
+KEPT = {"--precisionConstraints": "obey", "--layerOutputTypes": "the_logits:fp32"}
 PROGRAM = """#!{python}
 import hashlib, json, pathlib, sys
 
@@ -42,6 +51,8 @@ if "--help" in sys.argv:
     print("=== Build Options ===")
     for option in known:
         print("  " + option.ljust(30) + "is not the same as --fp16 or --best")
+        if option == "--preview" and "{banner}" != "v8502":
+            print("       profileSharing0806 is a preview feature")
     sys.exit(0)
 given = dict((each + "=").split("=", 1) for each in sys.argv[1:])
 for option in given:
@@ -101,11 +112,7 @@ def test_trtexec_builds_and_the_engines_are_stamped(bundle, install, capsys, ver
     assert code == 0, err
     engines = read_engines(bundle, read_manifest(bundle))
     assert json.loads(out)["tensorrt_version"] == engines.tensorrt_version == stamp
-    assert (engines.builder, engines.device_name, engines.compute_capability) == (
-        "tensorrt",
-        "Orin",
-        "8.7",
-    )
+    assert (engines.builder, engines.device) == ("tensorrt", cuda.DeviceInfo("Orin", "8.7"))
     for engine in engines.segments:
         assert (bundle / engine.file).read_bytes().hex() == engine.onnx_sha256
 
@@ -138,8 +145,8 @@ def test_a_second_call_leaves_what_fits(bundle, install, capsys):
 @pytest.mark.parametrize(
     ("version", "expected"),
     [
-        ("8.5", {"--fp16": "", "--buildOnly": ""}),
-        ("8.6", {"--fp16": "", "--skipInference": ""}),
+        ("8.5", {"--fp16": "", "--buildOnly": "", **KEPT}),
+        ("8.6", {"--fp16": "", "--skipInference": "", "--preview": "+profileSharing0806", **KEPT}),
         ("10.3", {"--stronglyTyped": "", "--skipInference": ""}),
         ("11.1", {"--stronglyTyped": "", "--skipInference": ""}),
     ],
@@ -167,6 +174,10 @@ def test_printed_commands_use_what_the_installed_trtexec_knows(
         **expected,
     }
     assert options[0]["--maxShapes"] == "image:4x3x16x16"
+    if version in ("8.5", "8.6"):  # the gate; a cast takes halves, TopK gives places too
+        kept = [f"the_{name}:fp32" for name in ("Softmax_12", "MatMul_14", "Sigmoid_15", "gate")]
+        assert options[0]["--layerOutputTypes"].split(",") == ["the_logits:fp32", *kept]
+        assert options[0]["--layerPrecisions"].split(",") == kept[:3]
     assert not (bundle / ENGINES).exists()
 
 
@@ -287,15 +298,39 @@ def test_real_engines(tmp_path, version, dtype, batch):
     done = build_for_real(version, tmp_path)
     assert done.returncode == 0, done.stderr
     engines = read_engines(tmp_path, manifest)
-    assert json.loads(done.stdout) == {
-        "schema": "compress.build_engines/1",
-        **json.loads((tmp_path / ENGINES).read_text()),
-    }
+    written = json.loads((tmp_path / ENGINES).read_text())
+    assert len(written.pop("mark")) == 64
+    schema = "compress.build_engines/1"
+    assert json.loads(done.stdout) == {"schema": schema, **written, "self_test": None}
+    assert engines.is_ours
     assert (engines.builder, engines.tensorrt_version) == ("tensorrt_rtx", RTX[version])
-    assert (engines.compute_capability, engines.device_name) == (None, None)
+    assert engines.device is None
     assert all((tmp_path / engine.file).stat().st_size > 10_000 for engine in engines.segments)
     assert "Warning" not in done.stderr
     assert "rror" not in done.stderr
+
+
+def in_int8(bundle: Path) -> None:
+    """Quantise the first segment for real."""
+    write_bundle(bundle)
+    images = np.random.default_rng(0).normal(size=(4, 3, 16, 16)).astype(np.float32)
+    graph = onnx.load(bundle / "segment_0.onnx")
+    save_segment(quantised(graph, [{"image": images}], crossing=["hidden_0"]), bundle, 0)
+    manifest = read_manifest(bundle)
+    first = replace(manifest.segments[0], precision="int8")
+    write_manifest(replace(manifest, segments=(first, *manifest.segments[1:])), bundle)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("version", "builds"), [("rtx-1.4", False), ("rtx-1.7", True)])
+def test_int8_is_built_where_the_target_says_so(tmp_path, version, builds):
+    in_int8(tmp_path)
+    done = build_for_real(version, tmp_path)
+    assert (done.returncode == 0) == builds, done.stderr
+    assert "1.4 reads int8 segments and builds no engine of them; 1.7 does" in RTX_NOTE
+    if not builds:
+        assert done.returncode == 4
+        assert done.stderr.splitlines()[-1].endswith("export with --precision fp16")
 
 
 @pytest.mark.slow

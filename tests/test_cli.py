@@ -15,7 +15,7 @@ from compress.errors import (
     UnsupportedModelError,
     UserInputError,
 )
-from compress.models.exit_spelling import path_of, spelled
+from compress.runtime.exit_spelling import path_of, spelled
 
 
 def door(work, *arguments: str) -> int:

@@ -12,8 +12,8 @@ import pytest
 from tests.export.triton_bundles import THRESHOLDS, early_exit, images_with, write_bundle
 
 ROOT = Path(__file__).parent.parent
-DOORS = ("build_engines", "dispatch", "monitor")
-GROUND = ("__init__", "errors", "files", "cli", "optional")
+DOORS = ("build_engines", "dispatch", "measure_device", "monitor")
+GROUND = ("__init__", "errors", "files", "cli", "optional", "device_options")
 FILES = sorted(
     [
         *(ROOT / "compress" / "runtime").rglob("*.py"),

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from compress import dispatch
+from compress import device_options, dispatch
 from compress.files import sha256_of
 from compress.runtime.dispatcher import Dispatcher
 from compress.runtime.manifest import Manifest, Segment, TensorSpec, write_manifest
@@ -326,7 +326,7 @@ def test_a_line_is_out_before_the_next_image_runs(bundle, folder, monkeypatch):
             return super().run(images, times=times)
 
     monkeypatch.setattr(sys, "stdout", out)
-    monkeypatch.setattr(dispatch, "Dispatcher", Watching)
+    monkeypatch.setattr(device_options, "Dispatcher", Watching)
     assert dispatch.main([str(bundle), str(folder), "--json"]) == 0
     assert seen == list(range(7))
 

@@ -28,7 +28,7 @@ def found(monkeypatch):
         Part("onnx", "broken", "", "libfoo is missing", "exporting bundles"),
     )
     diagnosis = Diagnosis(machine, parts, {}, {}, {})
-    monkeypatch.setattr(library, "diagnose", lambda: diagnosis)
+    monkeypatch.setattr(library, "diagnose", lambda *, tries_all: diagnosis)
     return diagnosis
 
 

@@ -20,8 +20,8 @@ from compress.benchmark.subject import OpenOptions, Subject, SubjectSpec
 from compress.data.image_data import ImageData
 from compress.data.spec import load_data
 from compress.files import check_output
-from compress.measure.device_profile import read_device_profile
 from compress.measure.latency import Clock, pinned_threads
+from compress.runtime.device_profile import read_device_profile
 from compress.runtime.power.sampling import PowerSource
 
 __all__ = ["BenchmarkJob", "BenchmarkReport", "SubjectSpec", "benchmark"]

@@ -12,7 +12,6 @@ from compress.benchmark.profiles import (
     positions_of,
     profile_operators,
     profile_segments,
-    segment_profile,
 )
 from compress.benchmark.subject import OpenOptions, Outcome, Subject, SubjectSpec
 from compress.data.image_data import Preprocessing
@@ -20,15 +19,16 @@ from compress.data.sample import noise
 from compress.errors import UserInputError
 from compress.exits.replay import exit_numbers
 from compress.files import sha256_of
-from compress.measure.device_profile import DeviceProfile
 from compress.measure.op_profile import OpProfile, device_profile_of, profile_operations
 from compress.measure.op_ranges import has_alike_blocks
 from compress.measure.segment_times import segment_profile_of
-from compress.models.exit_spelling import Position, last_position
 from compress.models.outputs import logits_of
 from compress.models.with_exits import WithExits, depth_of
 from compress.opened import check_forward, open_checkpoint
+from compress.runtime.device_measure import segment_profile
+from compress.runtime.device_profile import DeviceProfile
 from compress.runtime.dispatcher import Dispatcher
+from compress.runtime.exit_spelling import Position, last_position
 from compress.runtime.manifest import MANIFEST
 from compress.runtime.thresholds import check_thresholds
 

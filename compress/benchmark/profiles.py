@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from math import fsum
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -20,18 +19,17 @@ from numpy.typing import NDArray
 
 from compress.errors import ToolchainError
 from compress.export.bundle_replay import DEPTH
-from compress.measure.device_profile import DeviceProfile
 from compress.measure.op_profile import Operation, OpProfile
-from compress.models.exit_spelling import (
+from compress.optional import require
+from compress.runtime.decision import fires
+from compress.runtime.dispatcher import Dispatcher
+from compress.runtime.exit_spelling import (
     FINAL_HEAD,
     Position,
     check_order,
     last_position,
     spelled,
 )
-from compress.optional import require
-from compress.runtime.decision import fires
-from compress.runtime.dispatcher import Dispatcher
 from compress.runtime.manifest import Manifest
 from compress.runtime.onnxruntime_session import SLOWER
 
@@ -41,8 +39,6 @@ __all__ = [
     "positions_of",
     "profile_operators",
     "profile_segments",
-    "segment_profile",
-    "segments_ms",
 ]
 
 HOST_LOOP = "host loop"
@@ -87,57 +83,6 @@ def profile_segments(
         operations=(*rows, rest),
         leaving=tuple(leaving[k] for k in segments),
         positions=positions_of(dispatcher.manifest),
-    )
-
-
-def segments_ms(dispatcher: Dispatcher, images: Images, *, passes: int = PASSES) -> list[float]:
-    """Return what each segment takes an image, the median over images that all run the whole way.
-
-    Without exits: a segment that no image reaches at these thresholds is timed as well.
-    """
-    backend = dispatcher.backend
-    seen: list[list[float]] = [[] for _ in dispatcher.manifest.segments]
-    for image in [image for _ in range(passes) for image in images]:
-        backend.load(np.ascontiguousarray(image[None]))
-        for segment, times in enumerate(seen):
-            start = time.perf_counter()
-            backend.run(segment)
-            times.append(1e3 * (time.perf_counter() - start))
-    return [median(times) for times in seen]
-
-
-def segment_profile(
-    dispatcher: Dispatcher,
-    images: Images,
-    *,
-    name: str,
-    device: str,
-    net_power_w: float | None = None,
-) -> DeviceProfile:
-    """Measure a profile by segments, to predict with on other machines.
-
-    Args:
-        dispatcher: of the bundle, on the device.
-        images: (C, H, W) float32 each.
-        name: of the profile.
-        device: what it was measured on.
-        net_power_w: under load, idle power subtracted.
-    """
-    besides = []
-    for image in images:
-        start = time.perf_counter()
-        found = dispatcher.run(image, times=True)
-        whole_ms = 1e3 * (time.perf_counter() - start)
-        besides.append(whole_ms - fsum(ms for _, _, ms in found.segment_ms or ()))
-    return DeviceProfile(
-        name=name,
-        device=device,
-        network=dispatcher.manifest.name,
-        source=f"{len(images)} images by the dispatcher on {dispatcher.backend.name}",
-        segments_ms=tuple(segments_ms(dispatcher, images)),
-        exits=_ends(dispatcher.manifest),
-        outside_ms=max(0.0, median(besides)),
-        net_power_w=net_power_w,
     )
 
 

@@ -17,10 +17,10 @@ from compress.benchmark.subject import OpenOptions, Outcome, Subject
 from compress.benchmark.timing import interleaved, spread
 from compress.data.image_data import ImageData, Split
 from compress.errors import ToolchainError, UserInputError
-from compress.measure.device_profile import DeviceProfile, write_device_profile
 from compress.measure.latency import Clock, Latency
 from compress.measure.prediction import Prediction, predict
 from compress.measure.versions import hardware, versions
+from compress.runtime.device_profile import DeviceProfile, write_device_profile
 
 __all__ = ["Bench"]
 

@@ -12,10 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from compress.data.image_data import Preprocessing
-from compress.measure.device_profile import DeviceProfile
 from compress.measure.op_profile import OpProfile
-from compress.models.exit_spelling import Position
 from compress.opened import Opening
+from compress.runtime.device_profile import DeviceProfile
+from compress.runtime.exit_spelling import Position
 
 __all__ = ["OpenOptions", "Outcome", "Subject", "SubjectSpec"]
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from compress.errors import UserInputError
 from compress.exits.replay import ReplayTable
-from compress.models.exit_spelling import Position
+from compress.runtime.exit_spelling import Position
 
 __all__ = [
     "ExitCalibration",

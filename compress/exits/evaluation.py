@@ -24,9 +24,9 @@ from compress.exits.sweep import ExitReport, evaluate_at, parse_sweep, sweep, wh
 from compress.files import write_json
 from compress.measure.accuracy import Accuracy, evaluate_accuracy
 from compress.measure.macs import count
-from compress.models.exit_spelling import Position
 from compress.models.with_exits import WithExits
 from compress.opened import Opened, Opening, check_classes, open_checkpoint
+from compress.runtime.exit_spelling import Position
 from compress.runtime.thresholds import check_thresholds
 
 __all__ = ["EvaluateJob", "calibration_file", "evaluate_checkpoint"]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from compress.exits.sweep import ExitReport
-from compress.models.exit_spelling import Position
+from compress.runtime.exit_spelling import Position
 
 __all__ = ["deployment_block", "sweep_block"]
 

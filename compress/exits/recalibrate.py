@@ -38,8 +38,8 @@ from numpy.typing import NDArray
 from compress.errors import UserInputError
 from compress.exits.replay import ReplayTable
 from compress.exits.sweep import ExitReport, evaluate_at
-from compress.models.exit_spelling import joined
 from compress.runtime.decision import fires
+from compress.runtime.exit_spelling import joined
 from compress.runtime.thresholds import check_thresholds
 
 __all__ = ["Recalibration", "recalibrated"]

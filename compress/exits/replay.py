@@ -30,10 +30,10 @@ from compress.errors import CompressError, UserInputError
 from compress.files import check_readable, replacing
 from compress.measure.accuracy import evaluation_mode
 from compress.measure.exit_macs import exit_check_macs, macs_per_exit
-from compress.models.exit_spelling import Position, check_order, joined, last_position, position_of
 from compress.models.with_exits import WithExits
 from compress.progress import progress_bar
 from compress.runtime.decision import first_exit
+from compress.runtime.exit_spelling import Position, check_order, joined, last_position, position_of
 from compress.runtime.thresholds import check_thresholds
 
 __all__ = [
@@ -106,7 +106,7 @@ class ReplayTable:
 
     @property
     def last(self) -> Position:
-        """What the final head is called, see `compress.models.exit_spelling`."""
+        """What the final head is called, see `compress.runtime.exit_spelling`."""
         return last_position(self.depth)
 
     @property

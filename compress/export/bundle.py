@@ -40,6 +40,7 @@ __all__ = ["SegmentFiles", "foreign_in_bundle", "is_bundle", "write_segments"]
 
 FILES = (
     *("manifest.json", "segment_*.onnx", "segment_*.engine", "engines.json", "timing.cache"),
+    "probe.bin",
     ".*.part",  # what a killed writer left
 )
 IMAGE = "image"

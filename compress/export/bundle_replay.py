@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from compress.data.image_data import Split
 from compress.errors import CompressError, UserInputError
 from compress.exits.replay import ReplayTable, Source, decide
-from compress.models.exit_spelling import Position, check_order, spelled
 from compress.progress import progress_bar
 from compress.runtime.backend import Backend
 from compress.runtime.backends import open_backend
+from compress.runtime.exit_spelling import Position, check_order, spelled
 from compress.runtime.manifest import Manifest, read_manifest
 from compress.runtime.preprocessing import Preprocessing
 from compress.runtime.reference_rates import ReferenceRates

@@ -3,7 +3,7 @@
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,18 @@ from compress.export.bundle import (
 from compress.export.bundle_replay import reference_rates, replay_bundle
 from compress.export.onnx_file import onnx_session
 from compress.export.parity import BundleParity, check_parity, measure_parity
+from compress.export.probe import with_probe
 from compress.export.source import ExportSource, open_export
 from compress.export.targets import target
 from compress.files import replacing_folder
 from compress.measure.versions import hardware, versions
-from compress.models.exit_spelling import Position, spelled
 from compress.models.with_exits import WithExits
 from compress.opened import Opening
 from compress.runtime.cuda import probe_cuda
 from compress.runtime.engine_builder import build_engines
+from compress.runtime.engine_check import check_engines
 from compress.runtime.engines import EngineSet
+from compress.runtime.exit_spelling import Position, spelled
 from compress.runtime.manifest import Manifest, write_manifest
 from compress.runtime.preprocessing import Preprocessing
 
@@ -128,7 +130,7 @@ class ExportReport:
             "manifest": self.manifest.to_dict(),
             "sizes": list(self.sizes),
             "recalibration": self.recalibration.to_dict() if self.recalibration else None,
-            "engines": asdict(self.engines) if self.engines else None,
+            "engines": self.engines.to_dict() if self.engines else None,
             "next_step": self.next_step,
         }
 
@@ -202,6 +204,8 @@ def export_checkpoint(job: ExportJob) -> ExportReport:
     """
     chosen = target(job.target)
     _check(job)
+    if job.precision == "int8" and chosen.int8_note:
+        logger.warning("note: %s", chosen.int8_note)
     source = open_export(
         job.checkpoint,
         split_exits=job.split_exits,
@@ -231,6 +235,7 @@ def export_checkpoint(job: ExportJob) -> ExportReport:
         check_parity(parity, job.precision, tolerance=job.tolerance)
         manifest = replace(manifest, parity=parity.to_dict())
         manifest = _with_reference_rates(source, manifest, replay)
+        manifest = with_probe(source.images.numpy(), manifest, folder)
         write_manifest(manifest, folder)
         engines, next_step = _engines(job, folder)
         sizes = tuple((folder / segment.file).stat().st_size for segment in manifest.segments)
@@ -372,7 +377,9 @@ def _engines(job: ExportJob, folder: Path) -> tuple[EngineSet | None, str]:
     if builder == "auto":
         builder = _builder_here(job.target)
     if builder != "none":
-        return build_engines(folder, builder=builder), ""
+        engines = build_engines(folder, builder=builder)
+        check_engines(folder, engines)
+        return engines, ""
     if job.target == "onnxruntime":
         return None, ""
     return None, (

@@ -15,10 +15,10 @@ from compress.errors import CompressError, UserInputError
 from compress.export.network_outputs import LOGITS, output_specs
 from compress.models import ARCHITECTURES
 from compress.models.early_exit import EarlyExitNetwork
-from compress.models.exit_spelling import Position
 from compress.models.with_exits import WithExits
 from compress.opened import Opened, Opening, check_forward, open_checkpoint
 from compress.planning.plan import ExitPlan, read_plan
+from compress.runtime.exit_spelling import Position
 from compress.runtime.manifest import TensorSpec
 from compress.runtime.thresholds import check_thresholds
 

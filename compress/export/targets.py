@@ -86,6 +86,7 @@ class Target:
         subgraphs: operators that hold graphs, such as If and Loop, may be used.
         jetpack: version of JetPack that brings it; None where it is not bound to one.
         python: version of the system's Python on that JetPack.
+        int8_note: what is to be known of int8 there, or "".
     """
 
     name: str
@@ -101,6 +102,7 @@ class Target:
     subgraphs: bool = False
     jetpack: str | None = None
     python: str | None = None
+    int8_note: str = ""
 
     @property
     def display_name(self) -> str:
@@ -242,6 +244,7 @@ def _modern(
     *,
     jetpack: str | None = None,
     python: str = "",
+    int8_note: str = "",
 ) -> Target:
     return Target(
         name=name,
@@ -255,6 +258,7 @@ def _modern(
         io_types=TYPES_10,
         jetpack=jetpack,
         python=python or None,
+        int8_note=int8_note,
     )
 
 
@@ -269,7 +273,13 @@ TARGETS: dict[str, Target] = {
         _modern("jetpack7", "tensorrt", "10.13 to 10.16", jetpack="7", python="3.12"),
         _modern("tensorrt10", "tensorrt", "10"),
         _modern("tensorrt11", "tensorrt", "11"),
-        _modern("tensorrt-rtx", "tensorrt-rtx", "1.4 or later"),
+        _modern(
+            "tensorrt-rtx",
+            "tensorrt-rtx",
+            "1.4 or later",
+            int8_note="TensorRT for RTX 1.4 reads int8 segments and builds no engine of them; 1.7 "
+            "does",
+        ),
         Target(
             name="onnxruntime",
             runtime="onnxruntime",

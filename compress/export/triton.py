@@ -172,7 +172,8 @@ def _write_segment(
 
 def _origin(engines: EngineSet) -> str:
     """Return a comment that says which server can load the engines."""
-    gpu = f"{engines.device_name or 'any GPU'} ({engines.compute_capability or 'any capability'})"
+    device = engines.device
+    gpu = f"{device.name} ({device.compute_capability})" if device else "any GPU"
     return f"# Built by TensorRT {engines.tensorrt_version} for {gpu}; no other can load it.\n"
 
 

@@ -1,8 +1,11 @@
 """What this machine has, and what each part that is missing would make possible.
 
-Every package is imported in a process of its own: one that is broken, that crashes the interpreter
-or that hangs is found out like that, and this process imports none of them. No TensorRT runtime is
-made: without CUDA it may hand back a null object, and the next call ends the interpreter.
+Versions are read from what pip wrote down, in milliseconds. What comes from elsewhere and often
+does not load, CUDA and TensorRT, is tried: imported in a process of its own, so that one that is
+broken, crashes the interpreter or hangs is found out. On request every package is tried so, which
+takes half a minute: torch and what stands on it are slow to import. This process imports none of
+them. No TensorRT runtime is made: without CUDA it may hand back a null object, and the next call
+ends the interpreter.
 
 It needs nothing but Python and numpy, Python 3.8 included, so that it answers on a bare device.
 """
@@ -12,12 +15,13 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from importlib import util
+from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +29,7 @@ import compress
 from compress.runtime.power.sources import FoundSources, find_sources
 from compress.runtime.power.state import power_state
 
-__all__ = ["Diagnosis", "Part", "diagnose", "probe"]
+__all__ = ["Diagnosis", "Part", "diagnose", "look", "probe"]
 
 SCHEMA = "compress.doctor/1"
 TIMEOUT_S = 60.0  # of one import: torch on a cold disk takes its time
@@ -54,6 +58,21 @@ ENABLES = {
 }
 
 APART = ("CUDA", "tensorrt", "tensorrt_rtx", "tensorrt_lean", "power")  # from elsewhere than pip
+TRIED = ("CUDA", "tensorrt", "tensorrt_rtx", "tensorrt_lean")
+DISTRIBUTIONS = {  # of packages that have another name at pip; the first that is installed
+    "PIL": ("pillow",),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino"),
+    "sklearn": ("scikit-learn",),
+    "torch_pruning": ("torch-pruning",),
+}
+LIBRARY = r"(lib[\w.+-]+\.so[\w.]*): cannot open shared object"
+MISSING_LIBRARIES = {  # what is known of libraries that importing a package asks for
+    "libnvdla_compiler.so": (
+        "JetPack 7.2's containers lack it: bind it from the host, such as with docker run -v "
+        "/usr/lib/aarch64-linux-gnu/nvidia:/usr/lib/aarch64-linux-gnu/nvidia, or install "
+        "nvidia-l4t-dla-compiler"
+    ),
+}
 DETAILS = {
     "torch": "detail = 'CUDA build ' + module.version.cuda if module.version.cuda else 'CPU build'",
     "onnxruntime": "detail = ', '.join(module.get_available_providers())",
@@ -152,16 +171,18 @@ class Diagnosis:
         return "\n".join(lines)
 
 
-def diagnose(root: Path = Path("/")) -> Diagnosis:
-    """Look at this machine; takes some seconds, and raises nothing for what it finds.
+def diagnose(root: Path = Path("/"), *, tries_all: bool = False) -> Diagnosis:
+    """Look at this machine; takes a second or two, and raises nothing for what it finds.
 
     Args:
         root: of the file system that memory and power sensors are looked for in.
+        tries_all: import every package, each in a process of its own; takes half a minute.
     """
     names = [name for name in ENABLES if name != "power"]
+    ways = [probe if tries_all or name in TRIED else look for name in names]
     # A few at a time: together they would fill the memory of a small device.
     with ThreadPoolExecutor(max_workers=min(4, _cores())) as pool:
-        parts = tuple(pool.map(probe, names))
+        parts = tuple(pool.map(lambda way, name: way(name), ways, names))
     found = find_sources(root)
     return Diagnosis(
         machine=_machine(root),
@@ -170,6 +191,18 @@ def diagnose(root: Path = Path("/")) -> Diagnosis:
         total={kind: list(source.total_of) for kind, source in found.sources.items()},
         state=power_state(root),
     )
+
+
+def look(name: str) -> Part:
+    """Return whether a package is installed, and which version; it is not imported.
+
+    Args:
+        name: of the package, such as "onnxruntime".
+    """
+    if not _is_there(name):
+        return _part(name, "missing")
+    versions = map(_version, DISTRIBUTIONS.get(name, (name,)))
+    return _part(name, "ok", next(filter(None, versions), ""))
 
 
 def probe(name: str, *, timeout_s: float = TIMEOUT_S) -> Part:
@@ -194,11 +227,19 @@ def probe(name: str, *, timeout_s: float = TIMEOUT_S) -> Part:
     try:
         version, detail, *problem = json.loads(done.stdout.rpartition("\n")[2])
     except ValueError:
-        reason = _last_line(done.stderr) or "importing it says nothing"
+        reason = _with_remedy(_last_line(done.stderr)) or "importing it says nothing"
         return _part(name, "broken", detail=reason)
     if problem:
         return _part(name, "missing", detail=problem[0])
     return _part(name, "ok", version, detail)
+
+
+def _version(distribution: str) -> str:
+    """Return what pip installed, "" where the package is from elsewhere, such as the system."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def _is_there(name: str) -> bool:
@@ -225,6 +266,13 @@ def _run(code: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
         check=False,
         env={**os.environ, "PYTHONPATH": path},
     )
+
+
+def _with_remedy(reason: str) -> str:
+    """Return what went wrong, with the way out where the missing library is known."""
+    found = re.search(LIBRARY, reason)
+    known = found and next((MISSING_LIBRARIES[n] for n in MISSING_LIBRARIES if n in found[1]), None)
+    return f"{reason}; {known}" if known else reason
 
 
 def _signal_name(number: int) -> str:

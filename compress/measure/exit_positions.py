@@ -16,9 +16,9 @@ from compress.measure._meta_copy import on_copy
 from compress.measure.macs import macs_rules
 from compress.measure.value_graph import ValueGraph
 from compress.models.early_exit import EarlyExitNetwork
-from compress.models.exit_spelling import Position, path_of, spelled
 from compress.models.outputs import float_outputs
 from compress.models.taps import tensor_of
+from compress.runtime.exit_spelling import Position, path_of, spelled
 
 __all__ = ["ExitPosition", "auto_positions", "chosen_positions", "exit_positions"]
 

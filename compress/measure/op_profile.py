@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.autograd.profiler import profile as torch_profile
 
 from compress.errors import UserInputError
-from compress.measure.device_profile import DeviceProfile, OperationTime
 from compress.measure.op_ranges import (
     BLOCKS,
     DECISION,
@@ -39,8 +38,9 @@ from compress.measure.op_ranges import (
     Ranges,
     lay_ranges_,
 )
-from compress.models.exit_spelling import Position, last_position
 from compress.models.with_exits import WithExits
+from compress.runtime.device_profile import DeviceProfile, OperationTime
+from compress.runtime.exit_spelling import Position, last_position
 from compress.runtime.thresholds import check_thresholds
 
 __all__ = ["OpProfile", "Operation", "device_profile_of", "profile_operations"]

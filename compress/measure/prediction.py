@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from compress.errors import UserInputError
-from compress.measure.device_profile import DeviceProfile
-from compress.models.exit_spelling import Position, joined
+from compress.runtime.device_profile import DeviceProfile
+from compress.runtime.exit_spelling import Position, joined
 from compress.runtime.power.energy import energy_per_image_mj
 
 __all__ = ["Prediction", "expected_hits", "predict"]

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import UserInputError
-from compress.measure.device_profile import DeviceProfile
 from compress.models.with_exits import WithExits
+from compress.runtime.device_profile import DeviceProfile
 
 __all__ = ["segment_profile_of"]
 

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from compress.errors import UnsupportedModelError, UserInputError
 from compress.models.channel_axis import ChannelAxis
 from compress.models.exit_head import ExitHead, tap_channels
-from compress.models.exit_spelling import Position, path_of
 from compress.models.gate import Gate
 from compress.models.outputs import logits_of
 from compress.models.rebuild import at_own_widths
 from compress.models.taps import Left, tapped
 from compress.models.with_exits import WithExits, checked_bars, numbers_of
 from compress.runtime.decision import leaves
+from compress.runtime.exit_spelling import Position, path_of
 
 __all__ = ["BACKBONE", "EarlyExitNetwork", "described_exits"]
 

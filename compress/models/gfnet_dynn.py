@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import UnsupportedModelError, UserInputError
-from compress.models.exit_spelling import Position
 from compress.models.gate import Gate
 from compress.models.gfnet import GFNet, initialised
 from compress.models.gfnet_layout import infer_gfnet_config, numbered
 from compress.models.with_exits import WithExits, checked_bars, numbers_of
 from compress.runtime.decision import fires, leaves
+from compress.runtime.exit_spelling import Position
 from compress.runtime.thresholds import check_thresholds
 
 __all__ = ["GFNetDynn", "check_exit_positions", "gfnet_with_exits", "gfnet_without_exits"]

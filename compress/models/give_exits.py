@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from compress.head_kinds import DEFAULT_HEAD, check_head_kind
 from compress.models.early_exit import EarlyExitNetwork, described_exits
-from compress.models.exit_spelling import Position, path_of, spelled
 from compress.models.gfnet import GFNet
 from compress.models.gfnet_dynn import GFNetDynn, gfnet_with_exits, gfnet_without_exits
 from compress.models.with_exits import WithExits
+from compress.runtime.exit_spelling import Position, path_of, spelled
 
 __all__ = ["with_exits"]
 

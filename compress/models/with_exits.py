@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import UserInputError
-from compress.models.exit_spelling import Position, check_order, path_of, spelled
+from compress.runtime.exit_spelling import Position, check_order, path_of, spelled
 from compress.runtime.thresholds import check_thresholds
 
 __all__ = ["WithExits", "checked_bars", "depth_of", "everything", "numbers_of"]

@@ -25,16 +25,16 @@ from numpy.typing import NDArray
 from compress.errors import UserInputError
 from compress.exits.replay import ReplayTable
 from compress.files import check_readable
-from compress.measure.device_profile import FORMAT as PROFILE_FORMAT
-from compress.measure.device_profile import (
+from compress.planning.json_values import items_of, number_of, object_of, one_of, text_of
+from compress.planning.plan import UNITS
+from compress.runtime.device_profile import FORMAT as PROFILE_FORMAT
+from compress.runtime.device_profile import (
     PER,
     DeviceProfile,
     read_device_profile,
     shipped_profiles,
 )
-from compress.models.exit_spelling import Position, joined, position_of
-from compress.planning.json_values import items_of, number_of, object_of, one_of, text_of
-from compress.planning.plan import UNITS
+from compress.runtime.exit_spelling import Position, joined, position_of
 
 __all__ = [
     "ExitCosts",

@@ -11,7 +11,6 @@ from compress.errors import UnsupportedModelError, UserInputError
 from compress.exits.replay import ReplayTable, Source, fill_replay, load_replay
 from compress.files import check_readable
 from compress.measure.versions import hardware, versions
-from compress.models.exit_spelling import FINAL_HEAD, Position, joined
 from compress.models.with_exits import WithExits
 from compress.opened import Opening, open_checkpoint
 from compress.planning.costs import ExitCosts, costs_from_table, read_costs
@@ -19,6 +18,7 @@ from compress.planning.guarantee import Risk, check_fresh
 from compress.planning.plan import ExitPlan, Objective, PlanCost, RefusedExits, write_plan
 from compress.planning.planner import measure_plan, plan_exits, plan_with_guarantee
 from compress.planning.points import PlanFront, PlanPoint, hand_made_settings, plan_front
+from compress.runtime.exit_spelling import FINAL_HEAD, Position, joined
 
 __all__ = ["PlanJob", "PlanReport", "front_rows", "plan_network", "replay_of"]
 

@@ -16,7 +16,6 @@ from typing import Any
 from compress.errors import UserInputError
 from compress.exits.replay import Source
 from compress.files import check_readable, write_json
-from compress.models.exit_spelling import Position, check_order, joined, position_of
 from compress.planning.json_values import (
     count_of,
     items_of,
@@ -26,6 +25,7 @@ from compress.planning.json_values import (
     share_of,
     text_of,
 )
+from compress.runtime.exit_spelling import Position, check_order, joined, position_of
 from compress.runtime.thresholds import check_thresholds
 
 __all__ = [

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from compress.errors import UserInputError
 from compress.exits.replay import ReplayTable, exit_numbers
-from compress.models.exit_spelling import Position
 from compress.planning.costs import ExitCosts, expected_cost
 from compress.planning.cuts import Settings, pose_problem
 from compress.planning.front import Front, cuts_for, search_front
 from compress.planning.outcomes import leaving, right
 from compress.planning.stopping import stopping_rules
 from compress.planning.uniform import uniform_settings
+from compress.runtime.exit_spelling import Position
 from compress.runtime.thresholds import check_thresholds
 
 __all__ = [

@@ -16,7 +16,6 @@ from compress.exits.sweep import (
     sweep,
 )
 from compress.files import sha256_of, write_text
-from compress.models.exit_spelling import Position
 from compress.models.with_exits import WithExits
 from compress.planning.guarantee import Risk
 from compress.planning.job import PlanJob, front_rows, plan_network
@@ -24,6 +23,7 @@ from compress.planning.plan import Objective, read_plan
 from compress.recipe.engine import Context
 from compress.recipe.networks import network_of, opening_of
 from compress.recipe.schema import Recipe
+from compress.runtime.exit_spelling import Position
 
 __all__ = ["evaluate_exits", "plan_task"]
 

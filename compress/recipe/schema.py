@@ -24,9 +24,9 @@ from compress.errors import UserInputError
 from compress.exits.sweep import parse_sweep
 from compress.export.targets import target
 from compress.head_kinds import check_head_kind
-from compress.models.exit_spelling import position_of
 from compress.recipe.names import checked_name
 from compress.recipe.yaml_file import parse_yaml, read_yaml
+from compress.runtime.exit_spelling import position_of
 from compress.training.config import TrainingConfig
 from compress.training.exit_config import ExitTrainingConfig
 

@@ -22,6 +22,8 @@ def open_backend(
     threads: Optional[int] = None,
     provider: Optional[str] = None,
     first_call_seconds: float = FIRST_CALL_SECONDS,
+    trust_engines: bool = False,
+    wait: str = "spin",
 ) -> Backend:
     """Open a bundle in a backend.
 
@@ -34,10 +36,12 @@ def open_backend(
         provider: of ONNX Runtime, "cpu" or "cuda"; None takes "cuda" where it starts.
         first_call_seconds: that ONNX Runtime may take to open the segments and to run each once,
             on a blank image. TensorRT's engines were built, and so timed, on this machine.
+        trust_engines: load engines that this user did not build on this machine, too.
+        wait: for the GPU under TensorRT, a way of compress.runtime.cuda_wait.
 
     Raises:
-        UserInputError: there is no such backend or provider, the engines are damaged or foreign,
-            or a segment is not what the manifest says.
+        UserInputError: there is no such backend or provider, the engines are damaged or foreign
+            or a stranger's, or a segment is not what the manifest says.
         ToolchainError: the backend is missing, cannot run the bundle, or does not end in time.
     """
     check_seconds(first_call_seconds, "--first-call-seconds")
@@ -56,7 +60,7 @@ def open_backend(
     if name == "tensorrt":
         from compress.runtime.tensorrt_backend import TensorRTBackend
 
-        return TensorRTBackend(bundle, manifest)
+        return TensorRTBackend(bundle, manifest, trust_engines=trust_engines, wait=wait)
     if name == "onnxruntime":
         return _tried(bundle, manifest, threads, provider, first_call_seconds)
     raise UserInputError(f"backend is {name!r}; expected one of {', '.join(BACKENDS)}")

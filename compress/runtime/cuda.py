@@ -1,4 +1,4 @@
-"""The CUDA runtime through ctypes: the two dozen calls that running engines takes, each checked.
+"""The CUDA runtime through ctypes: the three dozen calls that running engines takes, each checked.
 
 `libcudart` of CUDA 11.4 (JetPack 5) to 13 is loaded from where JetPack, a CUDA toolkit or NVIDIA's
 wheels put it. Pointers, streams and graphs are plain whole numbers, as TensorRT takes them.
@@ -23,11 +23,12 @@ FOLDERS = ("/usr/local/cuda*/lib64", "/usr/local/cuda*/lib", "/usr/local/cuda*/t
 WHEELS = ("nvidia/cuda_runtime/lib", "nvidia/cu*/lib")
 
 MAJOR, MINOR = 75, 76  # cudaDevAttrComputeCapabilityMajor, …Minor
+CLOCK, MULTIPROCESSORS = 13, 16  # cudaDevAttrClockRate (kHz), …MultiProcessorCount
 NON_BLOCKING = 1  # cudaStreamNonBlocking: no hidden waits on the legacy default stream
 MAPPED = 2  # cudaHostAllocMapped
 TO_DEVICE, TO_HOST, WITHIN_DEVICE = 1, 2, 3  # as cudaMemcpyKind numbers them
 THREAD_LOCAL = 1  # cudaStreamCaptureModeThreadLocal: other threads may use CUDA meanwhile
-OUT_OF_MEMORY = 2
+OUT_OF_MEMORY, NOT_READY = 2, 600
 
 HANDLE, OUT = ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)
 NUMBER = ctypes.POINTER(ctypes.c_int)
@@ -36,6 +37,12 @@ SIGNATURES: Dict[str, Tuple[Any, ...]] = {
     "cudaDeviceGetAttribute": (NUMBER, ctypes.c_int, ctypes.c_int),
     "cudaDeviceSynchronize": (),
     "cudaGetLastError": (),
+    "cudaSetDeviceFlags": (ctypes.c_uint,),
+    "cudaEventCreateWithFlags": (OUT, ctypes.c_uint),
+    "cudaEventRecord": (HANDLE, HANDLE),
+    "cudaEventQuery": (HANDLE,),
+    "cudaEventSynchronize": (HANDLE,),
+    "cudaEventDestroy": (HANDLE,),
     "cudaStreamCreateWithFlags": (OUT, ctypes.c_uint),
     "cudaStreamSynchronize": (HANDLE,),
     "cudaStreamDestroy": (HANDLE,),
@@ -63,10 +70,17 @@ class DeviceInfo:
     Attributes:
         name: as the driver calls it, such as "Orin".
         compute_capability: such as "8.7".
+        multiprocessors: that the power mode leaves on: every Orin is "Orin" and 8.7, but has 16
+            (AGX Orin) or 8 (Orin Nano) of them. None where it is not told, as the next two.
+        memory_gib: of the device; on a Jetson that of the whole board.
+        clock_mhz: the ceiling of its clock, in this power mode.
     """
 
     name: str
     compute_capability: str
+    multiprocessors: Optional[int] = None
+    memory_gib: Optional[float] = None
+    clock_mhz: Optional[int] = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,11 +136,50 @@ class CudaRuntime:
         if code != 0 or count.value < 1:
             raise _no_device(self._text(code) if code else "it counts 0 devices")
         capability = f"{self._attribute(MAJOR)}.{self._attribute(MINOR)}"
-        return DeviceInfo(_device_name(self._driver), capability)
+        name, memory = _told_by_driver(self._driver)
+        return DeviceInfo(
+            name=name,
+            compute_capability=capability,
+            multiprocessors=self._attribute(MULTIPROCESSORS),
+            memory_gib=None if memory is None else round(memory / 2**30, 1),
+            clock_mhz=self._attribute(CLOCK) // 1000 or None,  # some drivers tell 0
+        )
 
     def device_synchronize(self) -> None:
         """Wait for everything that the device was asked to do, in every stream."""
         self._call("cudaDeviceSynchronize")
+
+    def set_schedule(self, flag: int) -> None:
+        """Say how the host waits for the device: 1 spins, 2 yields, 4 blocks."""
+        self._call("cudaSetDeviceFlags", flag)
+
+    def event_create(self, flags: int) -> int:
+        """Return a new event, which is done until it is recorded."""
+        return self._made("cudaEventCreateWithFlags", flags)
+
+    def event_record(self, event: int, stream: int) -> None:
+        """Put an event into the stream; it is done once everything before it is."""
+        self._call("cudaEventRecord", event, stream)
+
+    def event_is_done(self, event: int) -> bool:
+        """Return at once whether everything before the event is done."""
+        code = self._functions["cudaEventQuery"](event)
+        if code == NOT_READY:
+            return False
+        self._check("cudaEventQuery", code)
+        return True
+
+    def event_synchronize(self, event: int) -> None:
+        """Wait for everything before the event."""
+        self._call("cudaEventSynchronize", event)
+
+    def event_destroy(self, event: int) -> None:
+        """Give an event back."""
+        self._call("cudaEventDestroy", event)
+
+    def forget_error(self) -> None:
+        """Take back the last error that CUDA noted for others to ask for."""
+        self._functions["cudaGetLastError"]()
 
     def stream_create(self) -> int:
         """Return a new stream, which does not wait for the legacy default stream."""
@@ -237,7 +290,7 @@ class CudaRuntime:
     def _check(self, name: str, code: int) -> None:
         if code == 0:
             return
-        self._functions["cudaGetLastError"]()  # else TensorRT's next check would meet this error
+        self.forget_error()  # else TensorRT's next check would meet it
         advice = "check the GPU and its driver"
         if code == OUT_OF_MEMORY:
             advice = "end other programs that use the GPU, or export for smaller batches"
@@ -328,8 +381,11 @@ def _found(handle: ctypes.c_void_p, name: str) -> int:
     return handle.value
 
 
-def _device_name(driver: Any) -> str:
-    """Ask the driver: the runtime tells names in a struct that differs between CUDA versions."""
+def _told_by_driver(driver: Any) -> Tuple[str, Optional[int]]:
+    """Return name and bytes of memory: the runtime has them in a struct that differs by version.
+
+    The driver tells the memory without a context, which would take a part of it.
+    """
     if driver is None:
         driver = next(filter(None, map(_loaded, DRIVERS)), None)
     device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
@@ -340,7 +396,10 @@ def _device_name(driver: Any) -> str:
         or driver.cuDeviceGetName(name, len(name), device)
     ):
         raise _no_device("its driver library (libcuda.so.1) does not tell the device's name")
-    return name.value.decode(errors="replace")
+    size = ctypes.c_size_t()
+    told = getattr(driver, "cuDeviceTotalMem_v2", None)
+    has_size = told is not None and told(ctypes.byref(size), device) == 0
+    return name.value.decode(errors="replace"), size.value if has_size else None
 
 
 def _no_device(reason: str) -> ToolchainError:

@@ -76,6 +76,9 @@ class Dispatcher:
         threads: of ONNX Runtime on the CPU; None leaves it to ONNX Runtime.
         provider: of ONNX Runtime, "cpu" or "cuda"; None takes "cuda" where it starts.
         first_call_seconds: that ONNX Runtime may take to open the segments and to run each once.
+        trust_engines: load TensorRT engines that this user did not build on this machine, too.
+        wait: for the GPU under TensorRT: "spin" is fastest and keeps a core busy, "yield" shares
+            it, "block" sleeps.
 
     Raises:
         UserInputError: the bundle or the thresholds cannot be used.
@@ -93,6 +96,8 @@ class Dispatcher:
         threads: Optional[int] = None,
         provider: Optional[str] = None,
         first_call_seconds: float = FIRST_CALL_SECONDS,
+        trust_engines: bool = False,
+        wait: str = "spin",
     ) -> None:
         manifest = read_manifest(Path(bundle))
         if thresholds is not None:
@@ -108,6 +113,8 @@ class Dispatcher:
                 threads=threads,
                 provider=provider,
                 first_call_seconds=first_call_seconds,
+                trust_engines=trust_engines,
+                wait=wait,
             )
         )
         self._lock = threading.Lock()

@@ -20,9 +20,11 @@ from compress.runtime.engines import (
     EngineFile,
     EngineSet,
     check_stamp,
+    check_trust,
     read_engines,
     write_engines,
 )
+from compress.runtime.expected_rows import expected_rows
 from compress.runtime.manifest import Manifest, read_manifest
 from compress.runtime.tensorrt_compiler import TensorRTCompiler
 from compress.runtime.trtexec import TrtexecCompiler, find_trtexec
@@ -83,12 +85,12 @@ def build_engines(
 
 def _former_set(bundle: Path, manifest: Manifest, compiler: Compiler) -> EngineSet:
     engines = read_engines(bundle, manifest)
+    check_trust(engines, bundle)
     check_stamp(
         engines,
         builder=compiler.builder,
         tensorrt_version=compiler.tensorrt_version,
-        compute_capability=compiler.compute_capability,
-        device_name=compiler.device_name,
+        device=compiler.device,
     )
     log.info("the engines of %s fit this device and stay as they are; --force rebuilds", bundle)
     return engines
@@ -105,11 +107,11 @@ def _build_set(
     files: List[EngineFile] = []
     log.info("building %d engines with %s %s", total, compiler.builder, compiler.tensorrt_version)
     with ExitStack() as staged:
-        for segment in manifest.segments:
+        for segment, rows in zip(manifest.segments, expected_rows(manifest)):
             file = f"{segment.stem}.engine"
             part = staged.enter_context(replacing(bundle / file))
             start = time.perf_counter()
-            compiler.compile(bundle, segment, manifest.batch, part)
+            compiler.compile(bundle, segment, (1, rows, manifest.batch[1]), part)
             files.append(EngineFile(file, sha256_of(part), segment.sha256))
             seconds, mib = time.perf_counter() - start, part.stat().st_size / 2**20
             log.info("%s (%d of %d): %.1f MiB in %.1f s", file, len(files), total, mib, seconds)
@@ -120,8 +122,7 @@ def _build_set(
     engines = EngineSet(
         builder=compiler.builder,
         tensorrt_version=compiler.tensorrt_version,
-        compute_capability=compiler.compute_capability,
-        device_name=compiler.device_name,
+        device=compiler.device,
         segments=tuple(files),
     )
     write_engines(engines, bundle)

@@ -28,6 +28,7 @@ from compress.runtime import bundle_format_1
 from compress.runtime.json_values import LARGEST, count, items, name, number, object_, pair, text
 from compress.runtime.onnx_wire import has_external_data
 from compress.runtime.preprocessing import Preprocessing
+from compress.runtime.probe_file import ProbeFile
 from compress.runtime.thresholds import check_thresholds
 
 __all__ = [
@@ -158,6 +159,7 @@ class Manifest:
         parity: how well the files agree with the torch network, as measured.
         provenance: checkpoint, versions, command.
         notes: further figures of the export, such as exit rates before and after quantisation.
+        probe: images with what the files made of them, see compress.runtime.probe.
     """
 
     name: str
@@ -170,6 +172,7 @@ class Manifest:
     parity: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
+    probe: Optional[ProbeFile] = None
 
     @property
     def exits(self) -> int:
@@ -218,6 +221,7 @@ class Manifest:
             "format": FORMAT,
             "preprocessing": self.preprocessing.to_dict() if self.preprocessing else None,
             "segments": [segment.to_dict() for segment in self.segments],
+            "probe": self.probe.to_dict() if self.probe else None,
         }
 
 
@@ -318,6 +322,7 @@ def _parse(value: Mapping[str, Any]) -> Manifest:
         parity=object_(value["parity"]),
         provenance=object_(value["provenance"]),
         notes=object_(value["notes"]),
+        probe=ProbeFile.from_json(value.get("probe")),
     )
 
 

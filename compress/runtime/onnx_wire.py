@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any, Dict, Iterator, Tuple, Union
 
-__all__ = ["has_external_data"]
+__all__ = ["Span", "fields", "has_external_data"]
 
 # Fields by number, of each message, and the message that each holds.
 CHILDREN: Dict[str, Dict[int, str]] = {
@@ -53,10 +53,10 @@ def _finds_external(content: Any, message: str, span: Span, depth: int) -> bool:
     if message == "tensor":
         return any(
             number == EXTERNAL_DATA or (number == DATA_LOCATION and value != 0)
-            for number, value in _fields(content, span)
+            for number, value in fields(content, span)
         )
     children = CHILDREN[message]
-    for number, value in _fields(content, span):
+    for number, value in fields(content, span):
         if number in children:
             if not isinstance(value, tuple):
                 raise ValueError(f"field {number} of its {message} holds no message")
@@ -65,7 +65,7 @@ def _finds_external(content: Any, message: str, span: Span, depth: int) -> bool:
     return False
 
 
-def _fields(content: Any, span: Span) -> Iterator[Tuple[int, Union[int, Span]]]:
+def fields(content: Any, span: Span) -> Iterator[Tuple[int, Union[int, Span]]]:
     """Yield the number of each field with its value: a whole number, or where its bytes lie."""
     place, end = span
     while place < end:

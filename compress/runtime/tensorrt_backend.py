@@ -4,13 +4,16 @@ Everything has its address for life. A tensor that crosses between segments lies
 other uses while it lives (see compress.runtime.tensor_memory). One activation buffer, as large as
 the hungriest engine needs, serves all, as they run one after another in one stream. Gates and
 logits are written straight into host memory that is mapped into the device, so nothing is copied
-back; the host waits once per segment. Further outputs, which may be large, stay on the device until
-they are asked for.
+back; the host waits once per segment (see compress.runtime.cuda_wait). Further outputs, which may
+be large, stay on the device until they are asked for.
 
 A segment with a number of images is put into the stream as it is the first time, and recorded as a
 CUDA graph for all later times. NVIDIA says that a context must not change behind its graph, so
 where the number of images may vary every graph has a context of its own; they share the
-activations. Where TensorRT refuses that, as version 8 does, segments run without graphs.
+activations. So that these are few, segments run with some numbers of images alone (see
+compress.runtime.row_sizes). The rows that are too many hold earlier images, or zeros: what a
+segment takes it finds sound in every row, as a later one never has more rows than the one before.
+Where TensorRT has one context a profile, as 8.5 does, segments run without graphs.
 """
 
 import logging
@@ -25,8 +28,10 @@ import numpy as np
 from compress.errors import ToolchainError, UserInputError
 from compress.runtime.backend import Backend
 from compress.runtime.cuda import CudaRuntime, HostMemory, open_cuda
-from compress.runtime.engines import EngineFile, check_stamp, read_engines
+from compress.runtime.cuda_wait import Waiting, check_wait
+from compress.runtime.engines import EngineFile, check_stamp, check_trust, read_engines
 from compress.runtime.manifest import IMAGE, Manifest
+from compress.runtime.row_sizes import row_sizes, size_for
 from compress.runtime.tensor_memory import places_of
 from compress.runtime.tensorrt_engine import (
     activation_bytes,
@@ -35,12 +40,12 @@ from compress.runtime.tensorrt_engine import (
     import_tensorrt,
     load_engine,
     logger_of,
+    shares_profiles,
 )
 
 __all__ = ["TensorRTBackend"]
 
 ALIGNMENT = 256  # bytes, of every address that TensorRT takes
-MAX_GRAPHS = 128  # each may hold a context: a bundle for batches of 1024 must not fill the device
 
 Move = Tuple[int, int, int]  # to row, from row, number of rows
 
@@ -56,10 +61,12 @@ class TensorRTBackend(Backend):
         trt: the module tensorrt or tensorrt_rtx; None imports the one that built the engines.
         cuda: the CUDA runtime; None opens that of this machine.
         use_graphs: record every segment as a CUDA graph.
+        trust_engines: load engines that were not built here, too.
+        wait: "spin", "yield" or "block": how the host waits for a segment.
 
     Raises:
         UserInputError: there are no engines, or they are damaged, or were built for another
-            bundle, TensorRT or GPU.
+            bundle, TensorRT or GPU, or by a stranger.
         ToolchainError: there is no CUDA or TensorRT, or one of them fails.
     """
 
@@ -73,7 +80,10 @@ class TensorRTBackend(Backend):
         trt: Any = None,
         cuda: Optional[CudaRuntime] = None,
         use_graphs: bool = True,
+        trust_engines: bool = False,
+        wait: str = "spin",
     ) -> None:
+        self._how_to_wait = check_wait(wait)
         self.max_batch = manifest.batch[1]
         self._manifest = manifest
         self._segments = manifest.segments
@@ -82,13 +92,14 @@ class TensorRTBackend(Backend):
         self._ran = 0  # the segment that ran last
         self._order = self._places  # and the places then
         self._is_copying = False  # the device may still read the staged images
+        self._sizes = row_sizes(self.max_batch)
         self._shapes: Dict[int, int] = {}  # images for which a shared context is set
         self._launches: Dict[Tuple[int, int], Callable[[], None]] = {}
-        self._graphs = MAX_GRAPHS if use_graphs else 0  # that may still be recorded
+        self._records = use_graphs  # segments as graphs
         self._stream = 0
         self._closing = ExitStack()
         try:
-            self._open(Path(bundle), trt, cuda)
+            self._open(Path(bundle), trt, cuda, trust_engines)
         except BaseException:
             with suppress(ToolchainError):  # what went wrong first is what to tell
                 self.close()
@@ -117,9 +128,10 @@ class TensorRTBackend(Backend):
 
     def run(self, segment: int) -> Optional[np.ndarray]:
         """Run a segment and wait for it; return its gates (B,), None of the last."""
-        launch = self._launches.get((segment, len(self._places)))
+        rows = size_for(self._sizes, len(self._places))
+        launch = self._launches.get((segment, rows))
         if launch is None:
-            self._launch_first(segment, len(self._places))
+            self._launch_first(segment, rows)
         else:
             launch()
         self._synchronize()
@@ -164,23 +176,30 @@ class TensorRTBackend(Backend):
         self._gates = self._logits = self._staged = np.empty(0)  # their memory goes
         closing.close()
 
-    def _open(self, bundle: Path, trt: Any, cuda: Optional[CudaRuntime]) -> None:
+    def _open(
+        self, bundle: Path, trt: Any, cuda: Optional[CudaRuntime], trust_engines: bool
+    ) -> None:
         self._cuda = open_cuda() if cuda is None else cuda
         # Before TensorRT: without CUDA its Runtime is a null object that crashes the interpreter.
         device = self._cuda.device_info()
         engines = read_engines(bundle, self._manifest)
+        if not trust_engines:
+            check_trust(engines, bundle)
         self._trt = import_tensorrt(engines.builder) if trt is None else trt
         check_stamp(
             engines,
             builder=self._trt.__name__,
             tensorrt_version=self._trt.__version__,
-            compute_capability=device.compute_capability,
-            device_name=device.name,
+            device=device,
         )
+        self._waiting = Waiting(self._cuda, self._how_to_wait)  # before CUDA is settled on a way
+        self._closing.callback(self._waiting.close)
         self._stream = self._cuda.stream_create()
         self._closing.callback(self._cuda.stream_destroy, self._stream)
         self._load_engines(bundle, engines.segments)
+        self._check_sharing()
         self._allocate()
+        self._clear_images()
         self._contexts: List[Any] = []
         self._closing.callback(self._contexts.clear)
         for segment in range(len(self._segments)):
@@ -200,6 +219,18 @@ class TensorRTBackend(Backend):
             self._engines.append(engine)
             is_dynamic = check_engine(self._trt, engine, segment, self._manifest.batch, path)
             self._is_dynamic.append(is_dynamic)
+
+    def _check_sharing(self) -> None:
+        """Leave graphs out where TensorRT has but one context a profile: asked, it logs errors."""
+        if self._records and any(self._is_dynamic) and not shares_profiles(self._trt):
+            log.info("segments run without CUDA graphs: this TensorRT has one context a profile")
+            self._records = False
+
+    def _clear_images(self) -> None:
+        """Put zeros where images will be, so that a row that never held one is sound."""
+        self._staged[:] = 0
+        size = self.max_batch * self._manifest.image.image_bytes
+        self._cuda.copy_to_device(self._image, self._staging.address, size, self._stream)
 
     def _allocate(self) -> None:
         self._activation_bytes = _aligned(max(map(activation_bytes, self._engines)))
@@ -263,7 +294,7 @@ class TensorRTBackend(Backend):
         """Put a segment into the stream, and find out how to do so from now on."""
         plain = partial(self._enqueue, segment, rows)
         self._launches[segment, rows] = plain
-        if self._graphs < 1:
+        if not self._records:
             plain()
             return
         try:
@@ -271,7 +302,7 @@ class TensorRTBackend(Backend):
         except ToolchainError as err:
             reason = str(err)  # a log that kept the error would keep the context in its frames
             log.info("segments run without CUDA graphs from here on (%s)", reason)
-            self._graphs = 0
+            self._records = False
             plain()  # again, if need be: a segment does not touch what it takes
 
     def _recorded(self, segment: int, rows: int) -> Callable[[], None]:
@@ -284,7 +315,6 @@ class TensorRTBackend(Backend):
         enqueue()  # a context settles in a first call, which must not be the recorded one
         graph = self._cuda.capture(self._stream, enqueue)
         self._closing.callback(self._cuda.graph_destroy, graph)
-        self._graphs -= 1
         return partial(self._cuda.graph_launch, graph, self._stream)
 
     def _enqueue(self, segment: int, rows: int) -> None:
@@ -304,7 +334,7 @@ class TensorRTBackend(Backend):
         _accepted(context.execute_async_v3(self._stream), segment, "to run")
 
     def _synchronize(self) -> None:
-        self._cuda.stream_synchronize(self._stream)
+        self._waiting.wait(self._stream)
         self._is_copying = False
 
 

@@ -3,21 +3,23 @@
 One code path serves TensorRT 8.5 to 11 and TensorRT-RTX: what a version lacks is found by its
 missing name, never by comparing versions. Precision stands in the ONNX files (float16 weights,
 Q/DQ). Networks are strongly typed where TensorRT knows that, and nothing else is said about
-precision then; TensorRT 8 does not know it, and is allowed float16 or int8 by a flag.
+precision then; TensorRT 8 does not know it, and is allowed float16 or int8 by a flag. With float16,
+it is told to keep the layers that give float32, norms and gates, in that: casts bind nobody there.
 """
 
 import hashlib
 import logging
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Optional, Tuple
+from typing import Any, List, Optional, Tuple
 
 from compress.errors import ToolchainError, UnsupportedModelError, UserInputError
 from compress.files import replacing
 from compress.runtime.build_remedy import remedy_for
+from compress.runtime.cuda import DeviceInfo
 from compress.runtime.manifest import Segment, TensorSpec
 from compress.runtime.tensorrt_engine import DTYPES
-from compress.runtime.trtexec import TIMING_CACHE, weak_precisions
+from compress.runtime.trtexec import TIMING_CACHE, Batch, keeps_float32, weak_precisions
 
 __all__ = ["TensorRTCompiler"]
 
@@ -30,9 +32,8 @@ class TensorRTCompiler:
     Attributes:
         builder: "tensorrt" or "tensorrt_rtx".
         tensorrt_version: of the module.
-        compute_capability: of the GPU that TensorRT builds on and for; None of TensorRT-RTX, which
-            needs none and builds for all that it supports.
-        device_name: likewise.
+        device: the GPU that TensorRT builds on and for; None of TensorRT-RTX, which needs none and
+            builds for all that it supports.
     """
 
     def __init__(
@@ -41,13 +42,11 @@ class TensorRTCompiler:
         """Probe the GPU first: without one, objects of TensorRT can crash the interpreter."""
         self.builder = builder
         self.tensorrt_version: str = trt.__version__
-        self.compute_capability: Optional[str] = None
-        self.device_name: Optional[str] = None
+        self.device: Optional[DeviceInfo] = None
         if builder == "tensorrt":
             from compress.runtime.cuda import probe_cuda
 
-            gpu = probe_cuda()
-            self.compute_capability, self.device_name = gpu.compute_capability, gpu.name
+            self.device = probe_cuda()
         self._trt = trt
         self._workspace_mib = workspace_mib
         self._level = level
@@ -58,7 +57,7 @@ class TensorRTCompiler:
         except (TypeError, RuntimeError) as err:  # how the bindings tell of a null object
             raise self._failure("could not start", err) from err
 
-    def compile(self, bundle: Path, segment: Segment, batch: Tuple[int, int], engine: Path) -> None:
+    def compile(self, bundle: Path, segment: Segment, batch: Batch, engine: Path) -> None:
         """Build the engine of one segment into the file `engine`."""
         trt, builder = self._trt, self._builder
         self._messages.first_error = ""
@@ -67,6 +66,8 @@ class TensorRTCompiler:
         _parse(parser, _content(bundle / segment.file, segment), segment)
         _check_network(network, segment, batch)
         config = self._config(segment)
+        if keeps_float32(segment):
+            self._keep_float32(network, config, segment)
         _add_profile(builder, network, config, batch)
         # TensorRT-RTX builds without timing anything; its timing cache is deprecated and empty.
         cache = None
@@ -97,13 +98,49 @@ class TensorRTCompiler:
                 config.set_flag(trt.BuilderFlag.FP16)
             if "int8" in allowed:
                 config.set_flag(trt.BuilderFlag.INT8)
+            preview = getattr(trt, "PreviewFeature", None)
+            if preview is not None and hasattr(preview, "PROFILE_SHARING_0806"):
+                config.set_preview_feature(preview.PROFILE_SHARING_0806, True)
         return config
+
+    def _keep_float32(self, network: Any, config: Any, segment: Segment) -> None:
+        """Where types are weak, pin the layers that give float32 to it; say how many these are."""
+        trt, pinned = self._trt, 0
+        if hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
+            return
+        config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+        for number in range(network.num_layers):
+            layer = network.get_layer(number)
+            outputs = _float32_outputs(trt, layer)
+            for place in outputs:
+                layer.set_output_type(place, trt.DataType.FLOAT)
+            if outputs and _takes_float32(trt, layer):  # no cast, nor what also takes places
+                layer.precision = trt.DataType.FLOAT
+            pinned += bool(outputs)
+        log.info(
+            "%s: %d of %d layers are kept in float32, as their graph says",
+            *(segment.file, pinned, network.num_layers),
+        )
 
     def _failure(self, what: str, err: Optional[Exception] = None) -> ToolchainError:
         told = _one_line(self._messages.first_error or str(err or "it did not say why"))
         return ToolchainError(
             f"{self.builder} {self.tensorrt_version} {what} ({told}); {remedy_for(told)}"
         )
+
+
+def _float32_outputs(trt: Any, layer: Any) -> List[int]:
+    """Return which outputs of a layer are float32; of constants none, as they are folded."""
+    if layer.type == trt.LayerType.CONSTANT:
+        return []
+    outputs = [layer.get_output(place) for place in range(layer.num_outputs)]
+    return [i for i, tensor in enumerate(outputs) if tensor.dtype == trt.DataType.FLOAT]
+
+
+def _takes_float32(trt: Any, layer: Any) -> bool:
+    """Whether all that a layer takes is float32."""
+    inputs = [layer.get_input(place) for place in range(layer.num_inputs)]
+    return all(tensor.dtype == trt.DataType.FLOAT for tensor in inputs if tensor is not None)
 
 
 def _network_flags(trt: Any) -> int:
@@ -148,7 +185,7 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())[:300]
 
 
-def _check_network(network: Any, segment: Segment, batch: Tuple[int, int]) -> None:
+def _check_network(network: Any, segment: Segment, batch: Batch) -> None:
     """Raise unless the parser understood what the manifest says."""
     inputs = [network.get_input(place) for place in range(network.num_inputs)]
     outputs = [network.get_output(place) for place in range(network.num_outputs)]
@@ -164,30 +201,30 @@ def _check_network(network: Any, segment: Segment, batch: Tuple[int, int]) -> No
             raise UnsupportedModelError(
                 f"TensorRT reads that {segment.file} {what} {found}; its manifest says "
                 f"{[(spec.file_name, spec.dtype, spec.shape) for spec in specs]} in batches of "
-                f"{batch[0]} to {batch[1]}; export the bundle again"
+                f"{batch[0]} to {batch[2]}; export the bundle again"
             )
 
 
-def _fits(spec: TensorSpec, batch: Tuple[int, int], dtype: str, shape: Tuple[int, ...]) -> bool:
+def _fits(spec: TensorSpec, batch: Batch, dtype: str, shape: Tuple[int, ...]) -> bool:
     """Whether a tensor, whose sizes TensorRT gives as -1 where they vary, may be what is meant."""
     if dtype != DTYPES[spec.dtype] or len(shape) != 1 + len(spec.shape):
         return False
-    fixed = batch[0] if batch[0] == batch[1] else -1
+    fixed = batch[0] if batch[0] == batch[2] else -1
     return shape[0] in (-1, fixed) and all(
         size in (-1, meant) for size, meant in zip(shape[1:], spec.shape)
     )
 
 
-def _add_profile(builder: Any, network: Any, config: Any, batch: Tuple[int, int]) -> None:
-    """Tell the range of batches, where an input leaves it open; the largest is made fastest."""
+def _add_profile(builder: Any, network: Any, config: Any, batch: Batch) -> None:
+    """Tell the range of batches, where an input leaves it open; the expected is made fastest."""
     inputs = [network.get_input(place) for place in range(network.num_inputs)]
     varying = [tensor for tensor in inputs if tensor.shape[0] == -1]
     if not varying:
         return
     profile = builder.create_optimization_profile()
     for tensor in varying:
-        least, most = ((size, *tuple(tensor.shape)[1:]) for size in batch)
-        profile.set_shape(tensor.name, least, most, most)
+        shapes = ((size, *tuple(tensor.shape)[1:]) for size in batch)
+        profile.set_shape(tensor.name, *shapes)
     config.add_optimization_profile(profile)
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "import_tensorrt",
     "load_engine",
     "logger_of",
+    "shares_profiles",
 ]
 
 DTYPES = {  # TensorRT's names, of which version 8 has no INT64
@@ -125,6 +126,16 @@ def context_without_activations(trt: Any, engine: Any) -> Any:
     if hasattr(engine, "create_execution_context_without_device_memory"):  # until TensorRT 10
         return engine.create_execution_context_without_device_memory()
     return engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+
+
+def shares_profiles(trt: Any) -> bool:
+    """Whether several contexts may use the one profile that our engines have.
+
+    TensorRT 10 and newer always share it; 8.6 does where the engine was built so, as ours are.
+    """
+    preview = getattr(trt, "PreviewFeature", None)
+    is_told = preview is not None and hasattr(preview, "PROFILE_SHARING_0806")
+    return is_told or hasattr(trt, "ExecutionContextAllocationStrategy")
 
 
 def _tensors(trt: Any, engine: Any) -> List[Tensor]:

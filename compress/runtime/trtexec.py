@@ -2,7 +2,8 @@
 
 Only options that trtexec has had from TensorRT 8.5 to 11 are taken for granted. The others are
 looked up in the help of the installed program: `--stronglyTyped` (10 and newer) or else `--fp16`
-and `--int8`, which 11 no longer has; `--skipInference` or else `--buildOnly` (8.5).
+and `--int8`, which 11 no longer has, with the layers that stay in float32 (see
+compress.runtime.onnx_float32); `--skipInference` or else `--buildOnly` (8.5).
 """
 
 import logging
@@ -16,13 +17,26 @@ from typing import FrozenSet, List, Optional, Tuple
 
 from compress.errors import ToolchainError, UnsupportedModelError
 from compress.runtime.build_remedy import remedy_for
+from compress.runtime.cuda import DeviceInfo
+from compress.runtime.expected_rows import expected_rows
 from compress.runtime.manifest import Manifest, Segment
+from compress.runtime.onnx_float32 import float32_nodes
 
-__all__ = ["TIMING_CACHE", "Trtexec", "TrtexecCompiler", "find_trtexec", "weak_precisions"]
+__all__ = [
+    "TIMING_CACHE",
+    "Batch",
+    "Trtexec",
+    "TrtexecCompiler",
+    "find_trtexec",
+    "keeps_float32",
+    "weak_precisions",
+]
 
 TIMING_CACHE = "timing.cache"
 BESIDE_PATH = "/usr/src/tensorrt/bin"  # where JetPack and NVIDIA's Debian packages put it
 HELP_SECONDS = 300.0  # the first start on a Jetson reads its libraries from a card
+
+Batch = Tuple[int, int, int]  # images at a time: fewest, expected, most
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +46,14 @@ def weak_precisions(segment: Segment) -> List[str]:
     halves = any(spec.dtype == "float16" for spec in segment.inputs + segment.outputs)
     allowed = ["fp16"] if halves or segment.precision == "fp16" else []
     return [*allowed, "int8"] if segment.precision == "int8" else allowed
+
+
+def keeps_float32(segment: Segment) -> bool:
+    """Whether a TensorRT that does not type strongly must be told what stays in float32.
+
+    With int8 it need not: what lies between Q and DQ is float32 in the file, and meant to be int8.
+    """
+    return weak_precisions(segment) == ["fp16"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +66,7 @@ class Trtexec:
         options: that it knows, such as "--fp16".
         workspace_mib: device memory that a layer may use besides its tensors; None is all of it.
         optimization_level: 0 to 5; None is TensorRT's own default.
+        shares_profiles: whether it must be told that several contexts use one profile (8.6).
     """
 
     program: str
@@ -51,10 +74,9 @@ class Trtexec:
     options: FrozenSet[str]
     workspace_mib: Optional[int] = None
     optimization_level: Optional[int] = None
+    shares_profiles: bool = False
 
-    def command(
-        self, bundle: Path, segment: Segment, batch: Tuple[int, int], engine: Path
-    ) -> List[str]:
+    def command(self, bundle: Path, segment: Segment, batch: Batch, engine: Path) -> List[str]:
         """Return the command that builds the engine of one segment into the file `engine`."""
         return [
             self.program,
@@ -63,7 +85,7 @@ class Trtexec:
             f"--timingCacheFile={bundle / TIMING_CACHE}",
             "--profilingVerbosity=detailed",
             "--skipInference" if "--skipInference" in self.options else "--buildOnly",
-            *self._precisions(segment),
+            *self._precisions(bundle, segment),
             *_shapes(segment, batch),
             *self._limits(),
         ]
@@ -72,16 +94,41 @@ class Trtexec:
         """Return one line for a shell for each segment."""
         bundle = Path(bundle)
         return [
-            " ".join(map(shlex.quote, self.command(bundle, segment, manifest.batch, engine)))
-            for segment in manifest.segments
+            " ".join(map(shlex.quote, self.command(bundle, segment, batch, engine)))
+            for segment, rows in zip(manifest.segments, expected_rows(manifest))
+            for batch in [(1, rows, manifest.batch[1])]
             for engine in [bundle / f"{segment.stem}.engine"]
         ]
 
-    def _precisions(self, segment: Segment) -> List[str]:
+    def _precisions(self, bundle: Path, segment: Segment) -> List[str]:
         if "--stronglyTyped" in self.options:
             return ["--stronglyTyped"]
         asked = [f"--{precision}" for precision in weak_precisions(segment)]
-        return [option for option in asked if option in self.options]
+        sharing = ["--preview=+profileSharing0806"] if self.shares_profiles else []
+        kept = self._in_float32(bundle, segment) if keeps_float32(segment) else []
+        return [*(option for option in asked if option in self.options), *kept, *sharing]
+
+    def _in_float32(self, bundle: Path, segment: Segment) -> List[str]:
+        """Return what keeps the nodes in float32 that the file has in it."""
+        if "--layerPrecisions" not in self.options:
+            log.warning("trtexec %s keeps no layer in float32", self.version)
+            return []
+        nodes = float32_nodes(bundle / segment.file)
+        sayable = [node for node in nodes if node.name and not set(node.name) & set(",:*")]
+        log.info(
+            "%s: %d of %d layers that give float32 are kept in it",
+            *(segment.file, len(sayable), len(nodes)),
+        )
+        if not sayable:
+            return []
+        single = [node for node in sayable if node.outputs == 1]  # TopK gives places too
+        pure = [node for node in sayable if node.is_pure]
+        sides = {"--layerPrecisions": pure, "--layerOutputTypes": single}
+        return ["--precisionConstraints=obey"] + [
+            f"{option}={','.join(f'{node.name}:fp32' for node in side)}"
+            for option, side in sides.items()
+            if side
+        ]
 
     def _limits(self) -> List[str]:
         limits = []
@@ -95,12 +142,12 @@ class Trtexec:
         return limits
 
 
-def _shapes(segment: Segment, batch: Tuple[int, int]) -> List[str]:
+def _shapes(segment: Segment, batch: Batch) -> List[str]:
     """Return the range of batches; trtexec refuses one for a file whose batch is fixed."""
-    if batch[0] == batch[1]:
+    if batch[0] == batch[2]:
         return []
     options = []
-    for option, size in zip(("min", "opt", "max"), (batch[0], batch[1], batch[1])):
+    for option, size in zip(("min", "opt", "max"), batch):
         shapes = (f"{s.file_name}:{'x'.join(map(str, (size, *s.shape)))}" for s in segment.inputs)
         options.append(f"--{option}Shapes={','.join(shapes)}")
     return options
@@ -127,6 +174,7 @@ def find_trtexec(
         options=frozenset(re.findall(r"^\s+(--\w+)", done.stdout, re.MULTILINE)),
         workspace_mib=workspace_mib,
         optimization_level=optimization_level,
+        shares_profiles="profileSharing0806" in done.stdout,
     )
 
 
@@ -149,8 +197,7 @@ class TrtexecCompiler:
     Attributes:
         builder: "tensorrt".
         tensorrt_version: of trtexec.
-        compute_capability: of the GPU that it builds on and for.
-        device_name: of that GPU.
+        device: the GPU that it builds on and for.
     """
 
     builder = "tensorrt"
@@ -163,13 +210,11 @@ class TrtexecCompiler:
         """
         from compress.runtime.cuda import probe_cuda
 
-        gpu = probe_cuda()
+        self.device: Optional[DeviceInfo] = probe_cuda()
         self.tensorrt_version = trtexec.version
-        self.compute_capability: Optional[str] = gpu.compute_capability
-        self.device_name: Optional[str] = gpu.name
         self._trtexec = trtexec
 
-    def compile(self, bundle: Path, segment: Segment, batch: Tuple[int, int], engine: Path) -> None:
+    def compile(self, bundle: Path, segment: Segment, batch: Batch, engine: Path) -> None:
         """Build the engine of one segment into the file `engine`.
 
         Raises:

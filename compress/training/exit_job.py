@@ -19,9 +19,9 @@ from compress.errors import UserInputError
 from compress.files import write_json
 from compress.measure.accuracy import Accuracy, evaluate_accuracy
 from compress.measure.versions import versions
-from compress.models.exit_spelling import Position, path_of
 from compress.models.with_exits import WithExits
 from compress.opened import Opening, check_classes, open_checkpoint
+from compress.runtime.exit_spelling import Position, path_of
 from compress.training.augmentations import augmentation
 from compress.training.exit_config import ExitTrainingConfig
 from compress.training.exit_outcomes import (

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from compress.errors import UserInputError
 from compress.head_kinds import DEFAULT_HEAD
 from compress.measure.exit_positions import chosen_positions
-from compress.models.exit_spelling import Position
 from compress.models.give_exits import with_exits
 from compress.models.with_exits import WithExits
+from compress.runtime.exit_spelling import Position
 
 __all__ = ["network_with_exits"]
 

@@ -24,12 +24,12 @@ from compress.data.image_data import ImageData, Preprocessing, Split
 from compress.data.spec import load_data
 from compress.errors import ToolchainError, UserInputError
 from compress.export.export_job import ExportJob, export_checkpoint
-from compress.measure.device_profile import read_device_profile
 from compress.measure.op_profile import Operation, OpProfile
 from compress.measure.prediction import predict
 from compress.models.gfnet_dynn import GFNetDynn
 from compress.models.vgg import VGG
 from compress.opened import Opening
+from compress.runtime.device_profile import read_device_profile
 from compress.runtime.power.jetson import find_jetson
 from compress.runtime.power.sampling import PowerSource, Sample
 from compress.runtime.power.trace import Phase, Trace, write_trace

@@ -12,6 +12,7 @@ from compress.checkpoint import save
 from compress.data.spec import load_data
 from compress.errors import AccuracyError, UserInputError
 from compress.export import export_job
+from compress.export.bundle import foreign_in_bundle
 from compress.export.export_job import ExportJob, export_checkpoint, parse_batch
 from compress.export.source import newest_checkpoint
 from compress.models.gfnet import GFNet
@@ -20,6 +21,8 @@ from compress.models.vgg import VGG
 from compress.opened import Opening
 from compress.runtime.dispatcher import Dispatcher
 from compress.runtime.manifest import MANIFEST, read_manifest
+from compress.runtime.probe import read_probe
+from compress.runtime.self_test import self_test
 
 EXITS, IMAGE = [0, 1], 16
 
@@ -85,6 +88,18 @@ def test_the_bundle_decides_as_torch_does(exported, digits):
     assert set(found.exits.tolist()) == {0, 1, 2}  # or the test shows little
     logits = torch.cat([logits for logits, _ in wanted])
     torch.testing.assert_close(torch.from_numpy(found.logits), logits, rtol=1e-4, atol=1e-4)
+
+
+def test_the_bundle_carries_images_to_test_itself_with(exported):
+    job, report, _model = exported
+    bundle, manifest = job.output, report.manifest
+    probe = read_probe(bundle, manifest)
+    assert 1 <= len(probe.images) <= 8
+    with Dispatcher(bundle) as dispatcher:
+        tested = self_test(dispatcher, probe)
+    assert tested.passed
+    assert list(tested.exits) == probe.exits(manifest.thresholds).tolist()
+    assert foreign_in_bundle(bundle) == []
 
 
 def test_the_manifest_tells_what_was_measured_and_where_it_comes_from(exported):

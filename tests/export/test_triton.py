@@ -11,6 +11,7 @@ from onnx import TensorProto
 from compress.errors import UserInputError
 from compress.export.triton import write_triton
 from compress.files import sha256_of
+from compress.runtime.cuda import DeviceInfo
 from compress.runtime.engines import EngineFile, EngineSet, write_engines
 from tests.export.triton_bundles import BATCH, CLASSES, SHAPE, write_bundle
 from tests.export.triton_server import read_config, shape_in_file, type_of
@@ -30,7 +31,7 @@ def add_engines(bundle, manifest, *, builder="tensorrt"):
         path = bundle / f"{segment.stem}.engine"
         path.write_bytes(f"engine of {segment.file}".encode())
         files.append(EngineFile(path.name, sha256_of(path), segment.sha256))
-    write_engines(EngineSet(builder, "10.3.0.30", "8.7", "Orin", tuple(files)), bundle)
+    write_engines(EngineSet(builder, "10.3.0.30", DeviceInfo("Orin", "8.7"), tuple(files)), bundle)
 
 
 # ------------------------------------------------------------------------------ structure

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from compress.measure import doctor
-from compress.measure.doctor import ENABLES, diagnose, probe
+from compress.measure.doctor import ENABLES, diagnose, look, probe
 from tests.runtime.power_trees import agx_orin, write
+
+NOTHING = subprocess.CompletedProcess([], 0, '\n["1.0", ""]', "")
 
 
 @pytest.fixture
@@ -64,6 +66,41 @@ def test_whatever_a_package_does_is_found_out(packages, source, state, detail):
     assert part.state == state
     assert detail in part.detail
     assert "odd_package" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["torch", "PIL", "sklearn", "torch_pruning", "onnxruntime"])
+def test_a_version_is_that_of_pip_and_nothing_is_imported(name, monkeypatch):
+    monkeypatch.setattr(doctor, "_run", lambda *a: pytest.fail("a process was started"))
+    distribution = {"PIL": "pillow", "sklearn": "scikit-learn"}.get(name, name)
+    part = look(name)
+    assert (part.state, part.version) == ("ok", metadata.version(distribution))
+
+
+def test_a_package_of_the_system_has_no_version(packages):
+    packages("odd_package", "raise ImportError('never imported')")
+    assert (look("odd_package").state, look("odd_package").version) == ("ok", "")
+    assert look("no_such_package").state == "missing"
+
+
+def test_a_machine_is_known_within_seconds_and_only_tensorrt_is_imported(monkeypatch):
+    tried = []
+    monkeypatch.setattr(doctor, "_run", lambda code, timeout_s: tried.append(code) or NOTHING)
+    parts = diagnose().parts
+    assert {part.name for part in parts} == set(ENABLES)
+    assert all("tensorrt" in code or "cuda" in code for code in tried)
+    del tried[:]
+    diagnose(tries_all=True)
+    assert any("torch" in code for code in tried)
+
+
+def test_the_library_that_jetpack_7_2_lacks_is_named_with_the_way_out(packages):
+    message = "libnvdla_compiler.so: cannot open shared object file: No such file or directory"
+    packages("tensorrt", f"raise ImportError({message!r})")
+    part = probe("tensorrt")
+    assert part.state == "broken"
+    assert part.detail.startswith(f"ImportError: {message}; JetPack 7.2's containers lack it: bind")
+    packages("tensorrt", "raise ImportError('libother.so: cannot open shared object file')")
+    assert probe("tensorrt").detail.endswith("libother.so: cannot open shared object file")
 
 
 def test_a_package_that_is_not_there():

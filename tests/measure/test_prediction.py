@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compress.errors import UserInputError
-from compress.measure.device_profile import (
+from compress.measure.prediction import expected_hits, predict
+from compress.runtime.device_profile import (
     DeviceProfile,
     OperationTime,
     read_device_profile,
     shipped_profiles,
     write_device_profile,
 )
-from compress.measure.prediction import expected_hits, predict
 
 # Images that leave behind each block, of the logs' deployments; forward time of the profile,
 # average forward time per image and hits of the profile (of two passes), of the same runs.

@@ -10,11 +10,6 @@ from hypothesis import strategies as st
 from compress.errors import UserInputError
 from compress.exits.replay import decide
 from compress.exits.sweep import evaluate_at
-from compress.measure.device_profile import (
-    DeviceProfile,
-    read_device_profile,
-    write_device_profile,
-)
 from compress.measure.prediction import predict
 from compress.planning.costs import (
     ExitCosts,
@@ -23,6 +18,11 @@ from compress.planning.costs import (
     costs_from_table,
     expected_cost,
     read_costs,
+)
+from compress.runtime.device_profile import (
+    DeviceProfile,
+    read_device_profile,
+    write_device_profile,
 )
 from tests.exits.tables import random_table
 

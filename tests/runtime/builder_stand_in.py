@@ -7,8 +7,8 @@ import onnx
 from onnx import TensorProto
 
 GENERATIONS = {
-    8: (["EXPLICIT_BATCH"], ["FP16", "INT8"]),
-    10: (["EXPLICIT_BATCH", "STRONGLY_TYPED"], ["FP16", "INT8"]),
+    8: (["EXPLICIT_BATCH"], ["FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS"]),
+    10: (["EXPLICIT_BATCH", "STRONGLY_TYPED"], ["FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS"]),
     11: (["STRONGLY_TYPED"], []),
 }
 
@@ -24,6 +24,9 @@ class FakeTensorRT(ModuleType):
         super().__init__("tensorrt")
         self.__version__ = version
         self.flags, self.builds, self.caches = [], [], []
+        self.layers = []  # of each network whose layers were asked for
+        self.DataType = SimpleNamespace(FLOAT=TensorProto.FLOAT)
+        self.LayerType = SimpleNamespace(CONSTANT="CONSTANT")
         self.fails = ""
         self.says = ["out of\nmemory"]
         network_flags, builder_flags = GENERATIONS[generation]
@@ -69,7 +72,46 @@ class FakeTensorRT(ModuleType):
                 self.cache = cache.content
                 return cache.content.strip(b"+") == b""
 
+        class Layer:
+            """A node of the file, with the types that ONNX infers; it notes what it is told."""
+
+            def __init__(self, node, types):
+                self.name = node.op_type if not node.name else node.name
+                self.type = node.op_type.upper()
+                self.inputs = [types.get(name) for name in node.input if name]
+                self.outputs = [types.get(name) for name in node.output]
+                self.output_types = {}
+                self.precision = None
+                self.num_inputs, self.num_outputs = len(self.inputs), len(self.outputs)
+
+            def get_input(self, place):
+                return SimpleNamespace(dtype=self.inputs[place])
+
+            def get_output(self, place):
+                return SimpleNamespace(dtype=self.outputs[place])
+
+            def set_output_type(self, place, dtype):
+                self.output_types[place] = dtype
+
         class Network:
+            @property
+            def layers(self):
+                if not hasattr(self, "_layers"):
+                    graph = onnx.shape_inference.infer_shapes(self.model).graph
+                    values = [*graph.input, *graph.output, *graph.value_info]
+                    types = {v.name: v.type.tensor_type.elem_type for v in values}
+                    types.update({t.name: t.data_type for t in graph.initializer})
+                    self._layers = [Layer(node, types) for node in graph.node]
+                    fake.layers.append(self._layers)
+                return self._layers
+
+            @property
+            def num_layers(self):
+                return len(self.layers)
+
+            def get_layer(self, place):
+                return self.layers[place]
+
             def tensor(self, value):
                 kind = value.type.tensor_type
                 sizes = [d.dim_value or -1 for d in kind.shape.dim]

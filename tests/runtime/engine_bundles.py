@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from compress.runtime.cuda import CudaRuntime
+from compress.runtime.cuda import CudaRuntime, DeviceInfo
 from compress.runtime.dispatcher import Dispatcher
 from compress.runtime.engines import EngineFile, EngineSet, write_engines
 from compress.runtime.manifest import Manifest, Segment, TensorSpec, read_manifest, write_manifest
@@ -15,7 +15,7 @@ from compress.runtime.tensorrt_backend import TensorRTBackend
 from tests.runtime.fake_cuda import FakeDevice
 from tests.runtime.fake_tensorrt import VERSIONS, FakeTensorRT, segment_values
 
-ERAS = ["8.5", "10", "11"]
+ERAS = ["8.5", "8.6", "10", "11"]
 IMAGE = TensorSpec("image", "float32", (2, 4, 4))  # 8 of them fill whole units of 256 bytes
 HIDDEN = ((3, 4), (2, 3), (5, 7))  # shapes that differ, so that no row has another's size
 CLASSES = 4
@@ -24,6 +24,7 @@ GATE = TensorSpec("gate", "float32", ())
 UNET = "U-Net"  # in place of the type of a chain's hidden states
 MEMORY = (4096, 100_000, 300, 7)  # scratch bytes: the largest neither first nor last
 MIXED = (0.5, 0.8, 0.4)
+FAKE_GPU = DeviceInfo("Fake GPU", "8.7", multiprocessors=14, memory_gib=29.8, clock_mhz=1300)
 
 
 def onnx_of(number):
@@ -90,8 +91,7 @@ def write_engine_files(bundle, manifest, engines, **stamp):
         **{
             "builder": "tensorrt",
             "tensorrt_version": "10.3.0",
-            "compute_capability": "8.7",
-            "device_name": "Fake GPU",
+            "device": FAKE_GPU,
             "segments": tuple(files),
             **stamp,
         }

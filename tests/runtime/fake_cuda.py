@@ -20,6 +20,12 @@ PROTOTYPES = {  # of cuda_runtime_api.h
     "cudaDeviceGetAttribute": (ctypes.POINTER(INT), INT, INT),
     "cudaDeviceSynchronize": (),
     "cudaGetLastError": (),
+    "cudaSetDeviceFlags": (UINT,),
+    "cudaEventCreateWithFlags": (OUT, UINT),
+    "cudaEventRecord": (P, P),
+    "cudaEventQuery": (P,),
+    "cudaEventSynchronize": (P,),
+    "cudaEventDestroy": (P,),
     "cudaStreamCreateWithFlags": (OUT, UINT),
     "cudaStreamSynchronize": (P,),
     "cudaStreamDestroy": (P,),
@@ -43,10 +49,13 @@ TEXTS = {
         (1, b"invalid argument"),
         (2, b"out of memory"),
         (35, b"driver too old"),
+        (600, b"device not ready"),
         (901, b"capture broke"),
     )
 }
 INVALID, NO_MEMORY, DRIVER_TOO_OLD, BROKEN_CAPTURE, BROKEN_FAKE = 1, 2, 35, 901, 999
+NOT_READY = 600
+POLLS = 2  # of an event that is not done yet
 MAPPED, NON_BLOCKING = 2, 1
 GUARD = 1 << 20  # between allocations, so that a wrong offset falls outside
 
@@ -76,6 +85,8 @@ class FakeDevice:
         self.is_probed = False
         self.last_error = 0
         self.blocks, self.streams, self.graphs, self.executables = {}, {}, {}, {}
+        self.events = {}  # handle: the EventMark that was recorded last, None of a new one
+        self.schedule = None  # of cudaSetDeviceFlags
         self.recording = {}  # stream: operations
         self.next_handle = 0x7F00_0000_0000  # too long for a C int
         self.writers = {}  # pointer: segment or "image" that wrote there last
@@ -105,6 +116,7 @@ class FakeDevice:
         held = {
             "memory": [hex(block) for block in self.blocks],
             "streams": list(self.streams),
+            "events": list(self.events),
             "graphs": list(self.graphs),
             "executable graphs": list(self.executables),
             "TensorRT objects": [type(each).__name__ for each in self.alive],
@@ -175,10 +187,15 @@ class FakeDevice:
             out[0] = 7
             return ordinal
 
+        def memory(out, device):
+            out[0] = 32_000_000_000
+            return 0 if device == 7 else INVALID
+
         number = ctypes.POINTER(INT)
         return SimpleNamespace(
             cuInit=ctypes.CFUNCTYPE(INT, UINT)(lambda flags: flags),
             cuDeviceGet=ctypes.CFUNCTYPE(INT, number, INT)(device),
+            cuDeviceTotalMem_v2=ctypes.CFUNCTYPE(INT, ctypes.POINTER(SIZE), INT)(memory),
             cuDeviceGetName=ctypes.CFUNCTYPE(INT, ctypes.POINTER(ctypes.c_char), INT, INT)(name),
         )
 
@@ -203,12 +220,62 @@ class FakeDevice:
         return 0
 
     def _device_get_attribute(self, out, attribute, device):
-        out[0] = {75: 8, 76: 7}.get(attribute, -1)
+        out[0] = {75: 8, 76: 7, 16: 14, 13: 1_300_500}.get(attribute, -1)
         return device
 
     def _get_last_error(self):
         code, self.last_error = self.last_error, 0
         return code
+
+    def _set_device_flags(self, flags):
+        if self.streams or self.events or self.blocks:
+            return self.fault("a schedule is set once CUDA is settled on one")
+        self.schedule = flags
+        return 0
+
+    def _event_create_with_flags(self, out, flags):
+        if not flags & 2 or flags & ~3:
+            return self.fault(f"an event with flags {flags}, which takes the time")
+        out[0] = self._handle()
+        self.events[out[0]] = None
+        return 0
+
+    def _event_record(self, event, stream):
+        if event not in self.events or stream in self.recording:
+            return self.fault(f"event {event} is recorded, and not there or part of a graph")
+        self.events[event] = EventMark(stream)
+        return self.enqueue(stream, self.events[event])
+
+    def _event_query(self, event):
+        if self._is_forbidden_in_capture("asking for an event"):
+            return BROKEN_CAPTURE
+        if event not in self.events:
+            return self.fault(f"event {event} is asked for, and not there")
+        mark = self.events[event]
+        if mark is None or mark.is_done:
+            return 0
+        mark.polls += 1
+        return NOT_READY if mark.polls <= POLLS else self._run_until(mark)
+
+    def _event_synchronize(self, event):
+        if self._is_forbidden_in_capture("waiting"):
+            return BROKEN_CAPTURE
+        if event not in self.events:
+            return self.fault(f"waiting for event {event}, which is not there")
+        mark = self.events[event]
+        return 0 if mark is None or mark.is_done else self._run_until(mark)
+
+    def _event_destroy(self, event):
+        if event not in self.events:
+            return self.fault(f"no event {event} to be destroyed")
+        del self.events[event]
+        return 0
+
+    def _run_until(self, mark):
+        operations = self.streams[mark.stream]
+        while not mark.is_done:
+            operations.pop(0).execute()
+        return 0
 
     def _device_synchronize(self):
         return max((self._stream_synchronize(stream) for stream in self.streams), default=0)
@@ -326,6 +393,19 @@ class FakeDevice:
         if self.executables.pop(executable, None) is None:
             return self.fault("no such executable graph")
         return 0
+
+
+class EventMark:
+    """The place of an event in a stream."""
+
+    def __init__(self, stream):
+        self.stream, self.polls, self.is_done = stream, 0, False
+
+    def announce(self):
+        pass
+
+    def execute(self):
+        self.is_done = True
 
 
 class CopyIn:

@@ -14,7 +14,7 @@ import numpy as np
 from compress.runtime.manifest import TensorSpec
 
 WRITTEN_AS = {"hidden_in": "hidden"}  # in files of format 1
-VERSIONS = {"8.5": "8.5.2.2", "10": "10.3.0", "11": "11.4.1"}  # of each era
+VERSIONS = {"8.5": "8.5.2.2", "8.6": "8.6.2.3", "10": "10.3.0", "11": "11.4.1"}  # of each era
 
 
 def segment_values(segment, outputs, taken):
@@ -53,7 +53,7 @@ def _mixed(arrays):
 
 
 class FakeTensorRT:
-    """The module: the names of one era, "8.5", "10" or "11", and no others.
+    """The module: the names of one era, "8.5", "8.6", "10" or "11", and no others.
 
     Attributes:
         log: names of the TensorRT calls, in the device's log too.
@@ -73,7 +73,9 @@ class FakeTensorRT:
         self.__name__, self.__version__ = "tensorrt", VERSIONS[era]
         self._device, self._era = device, era
         self._uncapturable, self._refuses = uncapturable, refuses
-        if era != "8.5":
+        if era == "8.6":
+            self.PreviewFeature = Enum("PreviewFeature", "PROFILE_SHARING_0806")
+        if era in ("10", "11"):
             self.ExecutionContextAllocationStrategy = Enum("Strategy", "STATIC USER_MANAGED")
 
     def Runtime(self, logger):  # noqa: N802 - TensorRT's name
@@ -104,7 +106,7 @@ class FakeRuntime(Counted):
         except ValueError:
             self._logger.log(self._trt.ILogger.Severity.ERROR, "Serialization failed")
             return None
-        kinds = {"8.5": FakeEngine8, "10": FakeEngine10, "11": FakeEngine11}
+        kinds = {"8.5": FakeEngine8, "8.6": FakeEngine8, "10": FakeEngine10, "11": FakeEngine11}
         return kinds[self._trt._era](self._trt, value)
 
 
@@ -172,7 +174,7 @@ class FakeEngine8(FakeEngineBase):
         return self._value["memory"]
 
     def create_execution_context_without_device_memory(self):
-        kind = FakeContext8 if self._trt._era == "8.5" else FakeContext10
+        kind = FakeContext10 if self._trt._era == "10" else FakeContext8
         return self._made(kind)
 
 
@@ -246,7 +248,8 @@ class FakeContext8(Counted):
             return False
         low, high = engine._value["batch"]
         if self._trt._era == "8.5" and self._number > 1:
-            return False  # its profile is in use by the first context
+            self._device.fault("TensorRT logs an error: the profile is in use by another context")
+            return False
         if not low <= shape[0] <= high:
             return False
         self._sizes[name] = shape[0]
@@ -260,6 +263,8 @@ class FakeContext8(Counted):
 
     def execute_async_v3(self, stream):
         self._device.log.append("execute_async_v3")
+        if self._device.last_error:
+            self._device.fault(f"TensorRT meets CUDA error {self._device.last_error}")
         device, segment = self._device, self._engine._value["segment"]
         if set(self._addresses) != set(self._engine._tensors) or self._rows is None:
             device.fault(f"segment {segment} runs without all of its addresses and shapes")

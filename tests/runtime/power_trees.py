@@ -51,6 +51,24 @@ def agx_orin(root: Path) -> None:
     )
 
 
+def agx_thor(root: Path, *, power: bool = True, label: str | None = None) -> None:
+    """A module with three rails on a carrier whose input an INA238 measures."""
+    rails = {
+        1: ("VDD_GPU", 20000, 200),
+        2: ("VDD_CPU_SOC_MSS", 20000, 300),
+        3: ("VIN_SYS_5V0", 5000, 900),
+    }
+    ina3221(root, "2-0040", 3, rails)
+    chip = "sys/bus/i2c/devices/2-0044"
+    folder = f"{chip}/hwmon/hwmon4"
+    files = {"name": "ina238", "in0_input": 3, "in1_input": 20000, "curr1_input": 1205}
+    write(root, {f"{chip}/name": "ina238", **{f"{folder}/{k}": v for k, v in files.items()}})
+    if power:
+        write(root, {f"{folder}/power1_input": 24_108_000})
+    if label:
+        write(root, {f"{folder}/label": label})
+
+
 def xavier_nx_jetpack_4(root: Path, *, with_power: bool = True) -> None:
     folder = "sys/bus/i2c/devices/7-0040/iio:device0"
     write(root, {"sys/bus/i2c/devices/7-0040/name": "ina3221x"})

@@ -8,6 +8,7 @@ import pytest
 from compress.errors import ToolchainError
 from compress.runtime import cuda
 from compress.runtime.cuda import CudaRuntime, DeviceInfo, open_cuda, probe_cuda
+from compress.runtime.cuda_wait import WAITS, Waiting
 from tests.runtime.fake_cuda import FakeDevice
 
 
@@ -38,7 +39,13 @@ def _installed(monkeypatch, libraries):
 
 
 def test_a_device_is_told_with_its_capability_and_name(runtime):
-    assert runtime.device_info() == DeviceInfo(name="Fake GPU", compute_capability="8.7")
+    assert runtime.device_info() == DeviceInfo(
+        name="Fake GPU",
+        compute_capability="8.7",
+        multiprocessors=14,
+        memory_gib=29.8,
+        clock_mhz=1300,
+    )
 
 
 @pytest.mark.parametrize(
@@ -222,3 +229,26 @@ def test_a_real_device_copies_records_and_maps():
     with pytest.raises(ToolchainError, match="cudaMalloc failed"):
         runtime.malloc(1 << 50)
     runtime.free(runtime.malloc(256))  # the error was not left behind
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("how", WAITS)
+def test_a_real_device_is_waited_for_in_every_way(how):
+    try:
+        runtime = open_cuda()
+    except ToolchainError as err:
+        pytest.skip(str(err))
+    waiting, stream = Waiting(runtime, how), runtime.stream_create()
+    size = 64 << 20  # that takes a while to travel
+    memory, pointer = runtime.host_alloc(size), runtime.malloc(size)
+    for value in (3, 8):
+        memory.array[:] = value
+        runtime.copy_to_device(pointer, memory.address, size, stream)
+        waiting.wait(stream)
+        memory.array[:] = 0
+        runtime.copy_to_host(memory.address, pointer, size, stream)
+        waiting.wait(stream)
+        assert (memory.array == value).all()
+    assert runtime._functions["cudaGetLastError"]() == 0
+    runtime.stream_destroy(stream)
+    waiting.close()

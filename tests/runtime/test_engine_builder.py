@@ -5,18 +5,28 @@ import logging
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
+import onnx
 import pytest
 
 from compress.errors import DiskFullError, ToolchainError, UnsupportedModelError, UserInputError
+from compress.export.lowering import lowered
+from compress.export.targets import target
 from compress.files import sha256_of
 from compress.runtime import cuda, engine_builder
 from compress.runtime.engine_builder import build_engines
 from compress.runtime.engines import ENGINES, read_engines
-from compress.runtime.manifest import read_manifest
+from compress.runtime.expected_rows import expected_rows
+from compress.runtime.manifest import read_manifest, write_manifest
+from compress.runtime.onnx_float32 import float32_nodes
+from compress.runtime.reference_rates import ReferenceRates
 from compress.runtime.trtexec import TIMING_CACHE
+from tests.export.small_graphs import FLOAT, HALF, valid_graph, value
+from tests.export.triton_bundles import write_bundle as write_exit_bundle
 from tests.runtime import crossing_bundle
 from tests.runtime.builder_stand_in import FakeTensorRT
 from tests.runtime.tiny_bundle import write_bundle
@@ -59,7 +69,7 @@ def test_the_set_says_what_it_was_built_from_and_for(bundle, install):
     engines = build_engines(bundle)
     assert engines == engines_of(bundle)
     assert (engines.builder, engines.tensorrt_version) == ("tensorrt", "10.3.0.30")
-    assert (engines.compute_capability, engines.device_name) == ("8.7", "Orin")
+    assert engines.device == cuda.DeviceInfo("Orin", "8.7")
     assert [each.file for each in engines.segments] == ["segment_0.engine", "segment_1.engine"]
     for engine in engines.segments:
         onnx_file = bundle / engine.file.replace(".engine", ".onnx")
@@ -71,7 +81,9 @@ def test_the_set_says_what_it_was_built_from_and_for(bundle, install):
     ("generation", "precision", "network_flags", "builder_flags"),
     [
         pytest.param(8, "fp32", 1, [], id="8 knows explicit batch alone"),
-        pytest.param(8, "fp16", 1, ["FP16"], id="8 is allowed float16"),
+        pytest.param(
+            8, "fp16", 1, ["FP16", "OBEY_PRECISION_CONSTRAINTS"], id="8 is allowed float16"
+        ),
         pytest.param(8, "int8", 1, ["INT8"], id="8 is allowed int8"),
         pytest.param(10, "fp16", 3, [], id="10 is strongly typed, nothing else said"),
         pytest.param(10, "int8", 3, [], id="10 reads int8 from the file"),
@@ -97,6 +109,72 @@ def test_tensorrt_8_is_allowed_float16_where_hidden_states_are_halves(tmp_path, 
     assert [config.flags for config in fake.builds] == [["FP16", "INT8"]] * 2
 
 
+def lowered_norm():
+    """A layer norm in half precision, as TensorRT 8.5 takes it: its squares overflow half."""
+    node = onnx.helper.make_node("LayerNormalization", ["image", "g", "b"], ["y"], "norm", axis=-1)
+    halves = {name: np.ones(8, np.float16) for name in "gb"}
+    made = valid_graph(
+        [node], [value("image", [1, 8], HALF)], [value("y", [1, 8], HALF)], opset=17, **halves
+    )
+    return lowered(made, target("jetpack5.1"))
+
+
+def expected_in_float32(model):
+    """Names of nodes that give float32, by the types that onnx infers."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    values = [*graph.value_info, *graph.output]
+    singles = {v.name for v in values if v.type.tensor_type.elem_type == FLOAT}
+    return [node.name for node in graph.node if singles & set(node.output)]
+
+
+def test_the_types_of_a_file_are_those_that_onnx_infers(tmp_path):
+    path = tmp_path / "norm.onnx"
+    onnx.save(lowered_norm(), path)
+    found = float32_nodes(path)
+    assert [node.name for node in found] == expected_in_float32(onnx.load(path))
+    assert len(found) > 6
+    assert all("/fp32/" in node.name for node in found)
+    write_bundle(tmp_path / "half", dtype="float16")
+    for file in ("segment_0.onnx", "segment_1.onnx"):
+        found = [node.name for node in float32_nodes(tmp_path / "half" / file)]
+        assert found == expected_in_float32(onnx.load(tmp_path / "half" / file))
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xff", b"\x3a\x05\x0a"])
+def test_a_file_that_is_no_onnx_has_no_types(tmp_path, content):
+    (tmp_path / "a.onnx").write_bytes(content)
+    with pytest.raises(ValueError, match=r"empty|cut off|longer|no field"):
+        float32_nodes(tmp_path / "a.onnx")
+
+
+def test_tensorrt_8_keeps_in_float32_what_the_file_has_in_it(tmp_path, install, caplog):
+    fake = install(8)
+    caplog.set_level(logging.INFO)
+    write_bundle(tmp_path, dtype="float16")
+    build_engines(tmp_path)
+    for file, layers in zip(("segment_0.onnx", "segment_1.onnx"), fake.layers, strict=True):
+        pinned = [layer.name for layer in layers if layer.output_types]
+        assert pinned == expected_in_float32(onnx.load(tmp_path / file))
+        assert f"{file}: {len(pinned)} of {len(layers)} layers are kept in float32" in caplog.text
+    named = {layer.name: layer for layer in fake.layers[0]}
+    assert named["the_Sigmoid_15"].precision == FLOAT
+    assert named["the_gate"].precision is None  # a reshape takes a size
+    assert named["the_logits"].precision is None  # a cast takes halves
+    (top,) = [layer for layer in fake.layers[0] if layer.type == "TOPK"]
+    assert top.output_types == {0: FLOAT}  # not its places
+    assert top.precision is None
+
+
+@pytest.mark.parametrize(("generation", "precision"), [(8, "int8"), (8, "fp32"), (10, "fp16")])
+def test_nothing_is_pinned_where_types_bind_or_nothing_is_half(
+    bundle, install, generation, precision
+):
+    fake = install(generation)
+    with_precision(bundle, precision)
+    build_engines(bundle)
+    assert fake.layers == []
+
+
 def test_the_range_of_batches_becomes_a_profile_with_the_largest_as_optimum(bundle, install):
     fake = install()
     build_engines(bundle, workspace_mib=64, optimization_level=5)
@@ -105,6 +183,35 @@ def test_the_range_of_batches_becomes_a_profile_with_the_largest_as_optimum(bund
     assert hidden.profiles == [[("hidden_0", (1, 16, 8), (4, 16, 8), (4, 16, 8))]]
     assert image.limits == [("workspace", 64 << 20)]
     assert image.builder_optimization_level == 5
+
+
+def test_a_late_segment_is_fastest_for_what_is_expected_to_arrive(tmp_path, install):
+    """Of the calibration images 70 % leave at the first exit, and none at the second."""
+    manifest = write_exit_bundle(tmp_path, batch=32)
+    rates = ReferenceRates((70, 0, 30), (0.5, 0.25))
+    write_manifest(replace(manifest, notes={"calibration": rates.to_dict()}), tmp_path)
+    fake = install()
+    build_engines(tmp_path)
+    optima = [config.profiles[0][0][2][0] for config in fake.builds]
+    assert optima == [32, 16, 16]  # 9.6 images, padded to 16
+    assert {config.profiles[0][0][3][0] for config in fake.builds} == {32}
+
+
+@pytest.mark.parametrize(
+    ("counts", "thresholds", "expected"),
+    [
+        ((1, 1, 2), (0.5, 0.25), [32, 32, 16]),  # 32, 24 and 16 images
+        ((0, 99, 1), (0.5, 0.25), [32, 32, 1]),
+        ((10, 0, 0), (0.5, 0.25), [32, 1, 1]),
+        ((70, 0, 30), (0.9, 0.9), [32, 32, 32]),  # of other thresholds
+        ((70, 30), (0.5,), [32, 32, 32]),  # of other exits
+    ],
+)
+def test_what_is_expected_follows_the_calibration(tmp_path, counts, thresholds, expected):
+    manifest = write_exit_bundle(tmp_path, batch=32)
+    assert expected_rows(manifest) == [32, 32, 32]
+    notes = {"calibration": ReferenceRates(counts, thresholds).to_dict()}
+    assert expected_rows(replace(manifest, notes=notes)) == expected
 
 
 def test_every_input_of_a_segment_has_its_range(tmp_path, install):

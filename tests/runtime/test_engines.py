@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from compress.errors import UserInputError
 from compress.files import sha256_of
+from compress.runtime.cuda import DeviceInfo
 from compress.runtime.engines import (
     ENGINES,
     EngineFile,
@@ -20,6 +21,7 @@ from compress.runtime.engines import (
 )
 from tests.runtime.tiny_bundle import write_bundle
 
+ORIN = DeviceInfo("Orin", "8.7", multiprocessors=16, memory_gib=61.4, clock_mhz=1300)
 AGAIN = r"build the engines again with: python -m compress\.build_engines --force .*bundle"
 
 
@@ -33,7 +35,7 @@ def bundle(tmp_path):
         path = bundle / f"segment_{place}.engine"
         path.write_bytes(b"engine" * (place + 1))
         files.append(EngineFile(path.name, sha256_of(path), segment.sha256))
-    engines = EngineSet("tensorrt", "10.3.0.30", "8.7", "Orin", tuple(files))
+    engines = EngineSet("tensorrt", "10.3.0.30", ORIN, tuple(files))
     write_engines(engines, bundle)
     return Bundle(bundle, manifest, engines)
 
@@ -60,9 +62,7 @@ def test_what_is_written_is_read(bundle):
 
 
 def test_engines_that_need_no_gpu_have_no_device(bundle):
-    engines = replace(
-        bundle.engines, builder="tensorrt_rtx", compute_capability=None, device_name=None
-    )
+    engines = replace(bundle.engines, builder="tensorrt_rtx", device=None)
     write_engines(engines, bundle.path)
     assert bundle.read() == engines
 
@@ -116,6 +116,12 @@ def test_a_later_version_is_a_sentence(bundle):
         {"device_name": "Orin\x1b[2J"},
         {"device_name": ""},
         {"device_name": "O" * 300},
+        {"device_name": None},
+        {"multiprocessors": 0},
+        {"multiprocessors": "16"},
+        {"memory_gib": -1},
+        {"memory_gib": 1e300},
+        {"clock_mhz": 0.5},
         {"segments": []},
         {"segments": {}},
         {"segments": ["segment_0.engine"]},
@@ -214,8 +220,7 @@ def test_whatever_stands_there_ends_in_a_sentence_or_a_set(bundle, name, value, 
 HERE = {
     "builder": "tensorrt",
     "tensorrt_version": "10.3.0.30",
-    "compute_capability": "8.7",
-    "device_name": "Orin",
+    "device": ORIN,
 }
 
 
@@ -228,9 +233,13 @@ HERE = {
         pytest.param({"tensorrt_version": "10.3.1"}, False, id="another patch"),
         pytest.param({"tensorrt_version": "10.3"}, False, id="too short to tell"),
         pytest.param({"builder": "tensorrt_rtx"}, False, id="another builder"),
-        pytest.param({"compute_capability": "7.2"}, False, id="another generation of GPU"),
-        pytest.param({"device_name": "Orin Nano"}, False, id="another GPU"),
-        pytest.param({"compute_capability": None, "device_name": None}, True, id="every GPU"),
+        pytest.param({"device": replace(ORIN, compute_capability="7.2")}, False, id="generation"),
+        pytest.param({"device": replace(ORIN, name="Xavier")}, False, id="another GPU"),
+        pytest.param({"device": DeviceInfo("Orin", "8.7", 8, 7.4, 1020)}, False, id="Orin Nano"),
+        pytest.param({"device": DeviceInfo("Orin", "8.7", 16, 30.0, 1300)}, False, id="half of it"),
+        pytest.param({"device": replace(ORIN, memory_gib=60.9)}, True, id="another system"),
+        pytest.param({"device": DeviceInfo("Orin", "8.7")}, True, id="of an earlier version"),
+        pytest.param({"device": None}, True, id="every GPU"),
     ],
 )
 def test_the_stamp_is_for_this_device(bundle, stamp, fits):
@@ -243,5 +252,24 @@ def test_the_stamp_is_for_this_device(bundle, stamp, fits):
 
 
 def test_the_message_tells_both_devices(bundle):
-    with pytest.raises(UserInputError, match=r"GPU Orin \(8\.7\), this device has GPU Xavier \(\?"):
-        check_stamp(bundle.engines, **{**HERE, "device_name": "Xavier", "compute_capability": None})
+    message = (
+        r"built for GPU Orin \(8\.7, 16 multiprocessors, 61\.4 GiB\), this device has GPU Orin "
+        r"\(8\.7, 8 multiprocessors, 7\.4 GiB\); build them here with: "
+    )
+    nano = DeviceInfo("Orin", "8.7", 8, 7.4, 1020)
+    with pytest.raises(UserInputError, match=message):
+        check_stamp(bundle.engines, **{**HERE, "device": nano})
+
+
+@pytest.mark.parametrize(("clock_mhz", "is_told"), [(1300, False), (1250, False), (624, True)])
+def test_another_power_mode_is_told_and_no_error(bundle, caplog, clock_mhz, is_told):
+    check_stamp(bundle.engines, **{**HERE, "device": replace(ORIN, clock_mhz=clock_mhz)})
+    assert ("this device has 624 now" in caplog.text) == is_told
+
+
+def test_engines_of_an_earlier_version_are_read(bundle):
+    value = json.loads(bundle.file.read_text())
+    for name in ("multiprocessors", "memory_gib", "clock_mhz"):
+        del value[name]
+    bundle.file.write_text(json.dumps(value))
+    assert bundle.read().device == DeviceInfo("Orin", "8.7")

@@ -15,6 +15,7 @@ from compress.runtime.power.sources import find_source, find_sources
 from compress.runtime.power.state import board_name, power_state
 from tests.runtime.power_trees import (
     agx_orin,
+    agx_thor,
     ina3221,
     orin_nano,
     rapl_tree,
@@ -41,6 +42,20 @@ def test_the_total_of_an_agx_orin_is_its_two_inputs_and_counts_memory_once(tmp_p
     values = source.read()
     assert values["VDDQ_VDD2_1V8AO"] == pytest.approx(496.8)
     assert sum(values[rail] for rail in source.total_of) == pytest.approx(4000 + 1000 + 2484)
+
+
+@pytest.mark.parametrize(("power", "expected"), [(True, 24_108), (False, 24_100)])
+def test_the_total_of_an_agx_thor_is_the_input_of_its_board(tmp_path, power, expected):
+    agx_thor(tmp_path, power=power)
+    source = find_jetson(tmp_path)
+    assert source.rails == ("VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0", "VIN")
+    assert source.total_of == ("VIN",)
+    assert source.read()["VIN"] == pytest.approx(expected)  # mW
+
+
+def test_an_ina238_has_the_name_of_the_device_tree(tmp_path):
+    agx_thor(tmp_path, label="VDD_IN")
+    assert find_jetson(tmp_path).total_of == ("VDD_IN",)
 
 
 @pytest.mark.parametrize("with_power", [True, False])

@@ -14,6 +14,7 @@ from compress.errors import CompressError, ToolchainError, UserInputError
 from compress.runtime import tensorrt_backend
 from compress.runtime.dispatcher import Dispatcher
 from compress.runtime.manifest import MANIFEST, read_manifest
+from compress.runtime.row_sizes import row_sizes, size_for
 from compress.runtime.tensorrt_backend import TensorRTBackend
 from tests.runtime.engine_bundles import (
     ERAS,
@@ -188,10 +189,39 @@ def test_a_bundle_of_format_1_decides_as_it_did(tmp_path):
 def test_the_host_waits_once_per_segment_and_nowhere_else(bundles):
     bundle = bundles(batch=(1, 1))
     with opened(bundle) as (backend, device):
-        assert device.count("cudaStreamSynchronize") == 0
+        assert device.count("cudaEventRecord") == 0
         exits = Dispatcher(bundle, backend).run(sample_images(50)).exits
-        assert device.count("cudaStreamSynchronize") == (exits + 1).sum()
+        assert device.count("cudaEventRecord") == (exits + 1).sum()
+        assert device.count("cudaStreamSynchronize") == 0
         assert device.count("cudaDeviceSynchronize") == 1
+
+
+@pytest.mark.parametrize(
+    ("wait", "schedule", "asks"), [("spin", 1, True), ("yield", 2, True), ("block", 4, False)]
+)
+def test_every_way_to_wait_decides_alike(bundles, wait, schedule, asks):
+    with opened(bundles(), wait=wait) as (backend, device):
+        assert device.schedule == schedule
+        assert_decides(backend, bundles(), sample_images(20))
+        assert (device.count("cudaEventQuery") > 0) == asks
+        assert (device.count("cudaEventSynchronize") > 0) != asks
+        assert device.last_error == 0  # "not ready" is nobody's to find
+
+
+def test_a_process_that_settled_how_to_wait_keeps_it(bundles, caplog):
+    device = FakeDevice()
+    device.fail_at = 6  # cudaSetDeviceFlags, behind what device_info asks
+    with (
+        caplog.at_level(logging.INFO, "compress"),
+        opened(bundles(), device=device) as (backend, _),
+    ):
+        assert_decides(backend, bundles(), sample_images(8))
+    assert "CUDA waits as it did before (cudaSetDeviceFlags failed" in caplog.text
+
+
+def test_another_way_to_wait_is_refused(bundles):
+    with pytest.raises(UserInputError, match="'sleep'; expected one of spin, yield, block"):
+        TensorRTBackend(bundles(), read_manifest(bundles()), wait="sleep")
 
 
 @pytest.mark.parametrize("era", ["10", "11"])
@@ -232,7 +262,7 @@ def test_without_graphs_a_shape_is_set_only_where_it_changes(bundles):
     [
         pytest.param("10", (1, 8), (1,), None, id="a segment cannot be captured"),
         pytest.param("10", (1, 1), (1,), 1, id="a segment of batch 1 cannot be captured"),
-        pytest.param("8.5", (1, 8), (), 0, id="TensorRT 8 has one context for a profile"),
+        pytest.param("8.5", (1, 8), (), 0, id="TensorRT 8.5 has one context for a profile"),
     ],
 )
 def test_what_cannot_be_recorded_runs_all_the_same_and_says_so_once(
@@ -251,13 +281,47 @@ def test_what_cannot_be_recorded_runs_all_the_same_and_says_so_once(
     assert [record.levelno for record in told] == [logging.INFO]
 
 
-def test_graphs_are_recorded_until_there_are_enough(bundles, monkeypatch):
-    monkeypatch.setattr(tensorrt_backend, "MAX_GRAPHS", 5)
-    bundle = bundles()
+@pytest.mark.parametrize(
+    ("most", "sizes"), [(6, [1, 2, 4, 6]), (32, [1, 2, 4, 8, 16, 32]), (300, [1, *[0] * 7])]
+)
+def test_every_number_of_images_needs_few_graphs_and_contexts(bundles, most, sizes):
+    bundle = bundles(batch=(1, most), exits=1)
     with opened(bundle) as (backend, device):
-        for seed in range(4):
-            assert_decides(backend, bundle, sample_images(8, seed))
-        assert device.count("cudaGraphInstantiateWithFlags") == 5
+        for count in range(1, most + 1, 1 + most // 40):
+            assert_decides(backend, bundle, sample_images(count, seed=count))
+        graphs = device.count("cudaGraphInstantiateWithFlags")
+        assert len(sizes) < graphs <= 2 * len(sizes)
+        assert device.count("context") == 2 + graphs
+
+
+def test_rows_that_are_too_many_hold_images_that_are_sound(bundles):
+    """A segment that looks places up must not find what was never written there."""
+    bundle = bundles(UNET)
+    with opened(bundle) as (backend, device):
+        backend.load(sample_images(3))  # of which a segment runs four
+        backend.run(0)
+        image = device.bytes_at(backend._image, 8 * 128, "the test").view(np.float32)
+        assert (image.reshape(8, -1)[3:] == 0).all()
+        assert_decides(backend, bundle, sample_images(3))
+        assert_decides(backend, bundle, sample_images(5))
+
+
+@pytest.mark.parametrize(
+    ("most", "sizes"),
+    [
+        (1, [1]),
+        (2, [1, 2]),
+        (6, [1, 2, 4, 6]),
+        (8, [1, 2, 4, 8]),
+        (128, [1, 2, 4, 8, 16, 32, 64, 128]),
+        (1024, [1, 16, 32, 64, 128, 256, 512, 1024]),
+        (1000, [1, 16, 32, 64, 128, 256, 512, 1000]),
+    ],
+)
+def test_the_numbers_of_images_that_segments_run_with(most, sizes):
+    assert row_sizes(most) == sizes
+    assert [size_for(sizes, size) for size in sizes] == sizes
+    assert all(size_for(sizes, rows) >= rows for rows in range(1, most + 1))
 
 
 def test_images_may_be_loaded_before_the_last_ones_have_travelled(bundles):
@@ -313,7 +377,7 @@ def test_everything_goes_in_order_and_closing_twice_does_nothing_more(bundles):
         backend.close()
         assert len(device.log) == start + ends
     assert order[0] == "cudaStreamSynchronize"
-    assert order[-1] == "cudaStreamDestroy"
+    assert order[-2:] == ["cudaStreamDestroy", "cudaEventDestroy"]
     steps = ["cudaGraphExecDestroy", "Context10 gone", "cudaFree", "Engine10 gone", "Runtime gone"]
     for first, then in pairwise(steps):
         last_of_first = len(order) - 1 - order[::-1].index(first)
@@ -351,7 +415,7 @@ def test_a_failure_of_any_single_cuda_call_leaves_nothing_behind(bundles):
     errors = [_error_of(bundle, call) for call in range(1, device.calls + 1)]
     assert all(error is None or isinstance(error, ToolchainError) for error in errors)
     silent = [device.log for error in errors if error is None]
-    graph_calls = ("BeginCapture", "EndCapture", "Instantiate", "GraphLaunch")
+    graph_calls = ("BeginCapture", "EndCapture", "Instantiate", "GraphLaunch", "SetDeviceFlags")
     assert len(silent) <= sum(any(word in name for word in graph_calls) for name in device.log)
 
 
@@ -404,7 +468,8 @@ def test_after_the_first_images_nothing_more_is_allocated_or_kept(bundles):
         for _ in range(20):
             dispatcher.run(images)
         assert _sizes(backend) == before
-        assert set(device.log) == {"cudaMemcpyAsync", "cudaGraphLaunch", "cudaStreamSynchronize"}
+        waiting = {"cudaEventRecord", "cudaEventQuery", "cudaGetLastError"}
+        assert set(device.log) == {"cudaMemcpyAsync", "cudaGraphLaunch", *waiting}
 
 
 def _sizes(backend):

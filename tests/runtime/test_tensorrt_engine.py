@@ -1,6 +1,7 @@
 """Engines that are missing, foreign, damaged or for another device are refused in one sentence."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -9,6 +10,7 @@ from compress.runtime.cuda import CudaRuntime
 from compress.runtime.manifest import read_manifest
 from compress.runtime.tensorrt_backend import TensorRTBackend
 from tests.runtime.engine_bundles import (
+    FAKE_GPU,
     UNET,
     assert_decides,
     engine_value,
@@ -59,8 +61,17 @@ def _without_engines(bundle, manifest, engines):
     [
         pytest.param(_stamped(tensorrt_version="8.6.1"), r"8\.6\.1", id="another TensorRT"),
         pytest.param(_stamped(builder="tensorrt_rtx"), "tensorrt_rtx", id="another builder"),
-        pytest.param(_stamped(compute_capability="7.2"), r"7\.2", id="another kind of GPU"),
-        pytest.param(_stamped(device_name="Xavier"), "Xavier", id="another GPU"),
+        pytest.param(
+            _stamped(device=replace(FAKE_GPU, compute_capability="7.2")),
+            r"7\.2",
+            id="another kind of GPU",
+        ),
+        pytest.param(_stamped(device=replace(FAKE_GPU, name="Xavier")), "Xavier", id="another GPU"),
+        pytest.param(
+            _stamped(device=replace(FAKE_GPU, multiprocessors=8)),
+            r"Fake GPU \(8\.7, 8 multiprocessors, 29\.8 GiB\), this device has .*14 multi",
+            id="a smaller board",
+        ),
         pytest.param(_damaged, "sha256", id="an altered engine"),
         pytest.param(_without_engines, "build_engines", id="no engines"),
     ],

@@ -32,8 +32,9 @@ def test_real_engines_decide_as_onnx_runtime_does(tmp_path, module, batch):
     with Dispatcher(bundle, "onnxruntime") as reference:
         expected = reference.run(images)
     assert set(expected.exits) == {0, 1}
-    for use_graphs in (True, False):
-        backend = TensorRTBackend(bundle, read_manifest(bundle), use_graphs=use_graphs)
+    for use_graphs, wait in ((True, "spin"), (True, "block"), (False, "yield")):
+        manifest = read_manifest(bundle)
+        backend = TensorRTBackend(bundle, manifest, use_graphs=use_graphs, wait=wait)
         with Dispatcher(bundle, backend) as dispatcher:
             for _ in range(2):  # recorded, then launched
                 done = dispatcher.run(images)

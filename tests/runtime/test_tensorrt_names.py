@@ -35,12 +35,14 @@ RECEIVERS = {
     "fault.code()": "ErrorCode",
     "tensor": "ITensor",
     "tensor.dtype": "DataType",
+    "layer": "ILayer",
     "profile": "IOptimizationProfile",
     "cache": "ITimingCache",
     "runtime": "Runtime",
     "engine": "ICudaEngine",
     "engine.get_tensor_dtype(name)": "DataType",
     "context": "IExecutionContext",
+    "preview": "PreviewFeature",
     "severities": "ILogger.Severity",
     "severity": "ILogger.Severity",
     "self._messages": None,
@@ -58,6 +60,12 @@ ALTERNATIVES = [
     },
     {"NetworkDefinitionCreationFlag.STRONGLY_TYPED", "BuilderFlag.FP16"},
     {"NetworkDefinitionCreationFlag.STRONGLY_TYPED", "BuilderFlag.INT8"},
+    {
+        "NetworkDefinitionCreationFlag.STRONGLY_TYPED",
+        "BuilderFlag.OBEY_PRECISION_CONSTRAINTS",
+    },
+    {"NetworkDefinitionCreationFlag.STRONGLY_TYPED", "ILayer.precision"},
+    {"NetworkDefinitionCreationFlag.STRONGLY_TYPED", "ILayer.set_output_type"},
     {"ParserError.node_name", "ParserError.node"},
     {"ParserError.node_operator", "ParserError.desc"},
     {"ICudaEngine.device_memory_size_v2", "ICudaEngine.device_memory_size"},
@@ -70,6 +78,16 @@ ALTERNATIVES = [
         "ExecutionContextAllocationStrategy",
     },
     {"IExecutionContext.set_device_memory", "IExecutionContext.device_memory"},
+    {
+        "PreviewFeature.PROFILE_SHARING_0806",
+        "ICudaEngine.create_execution_context_without_device_memory",
+        "ExecutionContextAllocationStrategy",
+    },
+    {
+        "PreviewFeature",
+        "ICudaEngine.create_execution_context_without_device_memory",
+        "ExecutionContextAllocationStrategy",
+    },
 ]
 
 

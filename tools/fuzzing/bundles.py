@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from compress import monitor
+from compress.runtime.cuda import DeviceInfo
 from compress.runtime.dispatcher import Dispatcher
 from compress.runtime.engines import EngineFile, EngineSet, read_engines, write_engines
 from compress.runtime.manifest import read_manifest
@@ -72,8 +73,7 @@ def engine_lists(bundle: Path) -> Kind:
         EngineSet(
             builder="tensorrt",
             tensorrt_version="10.3.0.30",
-            compute_capability="8.7",
-            device_name="Orin",
+            device=DeviceInfo("Orin", "8.7", 16, 61.4, 1300),
             segments=tuple(engines),
         ),
         bundle,

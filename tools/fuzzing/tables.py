@@ -10,10 +10,10 @@ from pathlib import Path
 import yaml
 
 from compress.exits.replay import load_replay
-from compress.measure.device_profile import read_device_profile, shipped_profiles
 from compress.planning.plan import read_plan
 from compress.recipe.catalogue import shipped_recipes
 from compress.recipe.schema import read_recipe
+from compress.runtime.device_profile import read_device_profile, shipped_profiles
 from tools.fuzzing.kind import Kind
 from tools.fuzzing.mutations import (
     HOSTILE,

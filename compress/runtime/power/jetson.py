@@ -1,4 +1,4 @@
-"""The INA3221 power monitors of a Jetson, straight from the kernel's files.
+"""The power monitors of a Jetson, INA3221 and INA238, straight from the kernel's files.
 
 JetPack 5 and newer: `hwmon` folders with `in{N}_label`, `in{N}_input` (mV) and `curr{N}_input`
 (mA). JetPack 4: `iio:device` folders with `rail_name_{N}` and `in_power{N}_input` (mW).
@@ -10,9 +10,13 @@ What the total is depends on the board:
 - AGX Orin has no such rail. Its module has two inputs: `VDD_GPU_SOC` and `VDD_CPU_CV` hang on the
   high-voltage one, `VIN_SYS_5V0` is the 5 V one. Their sum is the total. `VDDQ_VDD2_1V8AO`, the
   memory, is fed from the 5 V and so is part of `VIN_SYS_5V0`: added, it would count twice.
+- AGX Thor's carrier has an INA238 at the input of the whole board, `VIN` to NVIDIA's tools. All
+  else lies behind it, fan and disk too, whose power is idle power as a rule.
 - AGX Xavier: all six rails, each with a resistor of its own at an input, add up.
 
-Channels labelled NC are not connected; `in7` is the sum of the shunt voltages, no rail.
+An INA238 has one channel, with `power1_input` in µW and the name in `label` where the device tree
+has one. Channels of an INA3221 labelled NC are not connected; `in7` is the sum of the shunt
+voltages, no rail.
 """
 
 import re
@@ -24,10 +28,11 @@ from compress.runtime.power.sampling import PowerSource
 
 __all__ = ["JetsonSource", "find_jetson", "total_rails"]
 
-INPUT_RAILS = ("VDD_IN", "POM_5V_IN")  # of a whole module
+BOARD_INPUT = "VIN"  # an INA238 without a name of its own
+INPUT_RAILS = (BOARD_INPUT, "VDD_IN", "POM_5V_IN")  # of a whole board, or module
 BEHIND = {"VDDQ_VDD2_1V8AO": "VIN_SYS_5V0"}  # a rail, and the rail that it is part of
 SUM_OF_SHUNTS = 7
-CHIPS = ("ina3221", "ina3221x")
+CHIPS = ("ina3221", "ina3221x", "ina238")
 
 Reader = Callable[[], float]  # milliwatts
 
@@ -75,7 +80,7 @@ def find_jetson(root: Path = Path("/")) -> Optional[JetsonSource]:
     """
     readers: Dict[str, Reader] = {}
     for folder in _sensor_folders(Path(root)):
-        found = _hwmon_rails(folder) if folder.name.startswith("hwmon") else _iio_rails(folder)
+        found = _rails(folder)
         for rail, reader in found:
             if rail in readers:
                 raise ToolchainError(
@@ -105,6 +110,24 @@ def _sensor_folders(root: Path) -> Iterator[Path]:
                 if folder.resolve() not in seen:
                     seen.add(folder.resolve())
                     yield folder
+
+
+def _rails(folder: Path) -> List[Tuple[str, Reader]]:
+    if not folder.name.startswith("hwmon"):
+        return _iio_rails(folder)
+    return _board_rail(folder) if _text(folder / "name") == "ina238" else _hwmon_rails(folder)
+
+
+def _board_rail(folder: Path) -> List[Tuple[str, Reader]]:
+    """Return the one channel of an INA238; its bus voltage is in1."""
+    label = _text(folder / "label") or BOARD_INPUT
+    power = folder / "power1_input"
+    if power.exists():
+        return [(label, lambda: _number(power) / 1000)]  # µW
+    voltage, current = folder / "in1_input", folder / "curr1_input"
+    if voltage.exists() and current.exists():
+        return [(label, _product_reader(voltage, current))]
+    return []
 
 
 def _hwmon_rails(folder: Path) -> List[Tuple[str, Reader]]:

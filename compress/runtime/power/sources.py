@@ -16,7 +16,7 @@ __all__ = ["SOURCE_KINDS", "FoundSources", "find_source", "find_sources"]
 ORDER = {"cuda": ("jetson", "nvml", "rapl"), "cpu": ("jetson", "rapl", "nvml")}
 SOURCE_KINDS = ORDER["cpu"]
 ABSENT = {
-    "jetson": "no INA3221 power monitor of a Jetson",
+    "jetson": "no INA3221 or INA238 power monitor of a Jetson",
     "rapl": "no energy counter of the processor in /sys/class/powercap",
     "nvml": "no NVIDIA driver with a graphics card",
 }

@@ -9,11 +9,11 @@ A profile may come from a stranger: every number has its range.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 from compress.errors import UserInputError
 from compress.files import check_readable, write_json
-from compress.models.exit_spelling import Position, position_of
+from compress.runtime.exit_spelling import Position, position_of
 
 __all__ = [
     "PER",
@@ -34,7 +34,7 @@ MAX_MS = 1e7  # of one operation: hours
 MAX_POWER_W = 1e5
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class OperationTime:
     """What an operation takes each time it runs.
 
@@ -49,7 +49,7 @@ class OperationTime:
     ms: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class DeviceProfile:
     """What a device takes for the parts of one network; by operations or by segments.
 
@@ -73,15 +73,15 @@ class DeviceProfile:
     device: str
     network: str
     source: str
-    operations: tuple[OperationTime, ...] = ()
-    segments_ms: tuple[float, ...] = ()
-    checks_ms: tuple[float, ...] = ()
-    exits: tuple[Position, ...] = ()
-    whole_ms: float | None = None
+    operations: Tuple[OperationTime, ...] = ()
+    segments_ms: Tuple[float, ...] = ()
+    checks_ms: Tuple[float, ...] = ()
+    exits: Tuple[Position, ...] = ()
+    whole_ms: Optional[float] = None
     outside_ms: float = 0.0
-    net_power_w: float | None = None
+    net_power_w: Optional[float] = None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Dict[str, Any]:
         """Return the fields as JSON values."""
         return {
             "format": FORMAT,
@@ -99,12 +99,12 @@ class DeviceProfile:
         }
 
 
-def shipped_profiles() -> dict[str, Path]:
+def shipped_profiles() -> Dict[str, Path]:
     """Return the profiles that come with the toolkit, by name."""
     return {path.stem: path for path in sorted(SHIPPED.glob("*.json"))}
 
 
-def read_device_profile(profile: str | Path) -> DeviceProfile:
+def read_device_profile(profile: Union[str, Path]) -> DeviceProfile:
     """Read a profile: a file, or the name of a shipped one.
 
     Raises:
@@ -123,7 +123,7 @@ def read_device_profile(profile: str | Path) -> DeviceProfile:
         reason = f"{err} is missing" if isinstance(err, KeyError) else str(err)
         raise UserInputError(
             f"device profile {path} cannot be used ({reason}); expected the format {FORMAT} with "
-            "operations or segments_ms, such as a benchmark writes it"
+            "operations or segments_ms, such as python -m compress.measure_device writes it"
         ) from err
 
 
@@ -184,7 +184,7 @@ def _operation(value: Any) -> OperationTime:
     )
 
 
-def _items(value: Any) -> list[Any]:
+def _items(value: Any) -> List[Any]:
     if not isinstance(value, list) or len(value) > MAX_ITEMS:
         raise ValueError(f"{value!r:.60} in place of a list of at most {MAX_ITEMS}")
     return value
@@ -197,7 +197,7 @@ def _text(value: Any) -> str:
 
 
 def _number(value: Any, largest: float) -> float:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not 0 <= value <= largest:  # NaN fails this too
         raise ValueError(f"{value!r:.60} in place of a number from 0 to {largest:g}")
     return float(value)

@@ -18,9 +18,7 @@ line of text or a list with commas.
 """
 
 import re
-from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any
+from typing import Any, Sequence, Union
 
 __all__ = [
     "FINAL_HEAD",
@@ -33,7 +31,7 @@ __all__ = [
     "spelled",
 ]
 
-Position = int | str
+Position = Union[int, str]
 BLOCK = re.compile(r"blocks\.(0|[1-9][0-9]{0,5})")
 FINAL_HEAD = "final head"
 MAX_DEPTH = 1 << 16
@@ -85,8 +83,8 @@ def check_order(positions: Sequence[Position], depth: int) -> None:
         raise ValueError(f"{shown}, one of them twice")
     if depth and not all(isinstance(position, int) for position in positions):
         raise ValueError(f"{shown} in a network of {depth} blocks")
-    blocks = [-1, *positions, depth - 1]
-    if depth and not all(a < b for a, b in pairwise(blocks)):  # type: ignore[operator]
+    blocks: Any = [-1, *positions, depth - 1]
+    if depth and not all(a < b for a, b in zip(blocks, blocks[1:])):
         raise ValueError(f"{shown} of {depth} blocks")
 
 
