@@ -148,6 +148,7 @@ class JsonReader {
   /// Read the one value of a file. Unusable where it is damaged.
   Json read() {
     for (std::size_t place = 0; place < text_.size();) next_character(text_, place, false);
+    if (takes("\xEF\xBB\xBF")) refuse("Unexpected UTF-8 BOM (decode using utf-8-sig)");
     Json value = value_();
     skip_space();
     if (place_ < text_.size()) refuse("Extra data");
