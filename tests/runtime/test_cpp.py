@@ -1,5 +1,6 @@
 """The dispatcher without Python: built here, held against Python's case by case and bit by bit."""
 
+import configparser
 import contextlib
 import hashlib
 import json
@@ -556,10 +557,11 @@ def opens_alike(programs, library, case, image):
 
 
 @pytest.mark.slow
-def test_mutated_onnx_files_are_taken_or_refused_alike(programs, library, unet, tmp_path):
+def test_mutated_onnx_files_are_taken_or_refused_alike(programs, library, tmp_path):
     image = tmp_path / "image.npy"
     np.save(image, np.zeros((1, 2, 4), np.float32))
-    for case in fuzzed([unet], onnx_files, 60, tmp_path):
+    triton_bundles.write_bundle(tmp_path / "tiny.bundle")
+    for case in fuzzed([tmp_path / "tiny.bundle"], onnx_files, 60, tmp_path):
         assert opens_alike(programs, library, case, image), case
 
 
@@ -744,8 +746,18 @@ def test_sanitizers_find_nothing(sanitized, library, unet, unet_images, tmp_path
     image = tmp_path / "image.npy"
     np.save(image, unet_images[0])
     (tmp_path / "onnx").mkdir()
-    for case in fuzzed([unet], onnx_files, 12, tmp_path / "onnx", 3):
+    for case in fuzzed([tmp_path / "tiny.bundle"], onnx_files, 12, tmp_path / "onnx", 3):
         assert opens_alike(sanitized, library, case, image), case
+
+
+def test_every_source_is_in_the_wheel():
+    root = SOURCES.parents[2]
+    config = configparser.ConfigParser()
+    config.read(root / "setup.cfg")
+    patterns = config["options.package_data"]["compress.runtime"].split(",")
+    packed = {path for each in patterns for path in SOURCES.parent.glob(each.strip())}
+    assert packed == {path for path in SOURCES.rglob("*") if path.is_file()}
+    assert {path.suffix for path in packed} == {".hpp", ".cpp", ".txt"}
 
 
 @pytest.mark.slow
@@ -760,7 +772,7 @@ def test_cmake_builds_the_programs_and_a_project_of_ones_own(library, unet, unet
         "add_executable(robot robot.cpp)\ntarget_link_libraries(robot early_exit)\n"
     )
     for source, build in ((SOURCES, tmp_path / "a"), (own, tmp_path / "b")):
-        run(["cmake", "-S", source, "-B", build])
+        run(["cmake", "-S", source, "-B", build, "-DCMAKE_BUILD_TYPE=Debug"])
         run(["cmake", "--build", build])
     np.save(tmp_path / "images.npy", unet_images)
     done = classified(tmp_path / "a", library, unet, tmp_path / "images.npy")

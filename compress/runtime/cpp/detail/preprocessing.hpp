@@ -11,6 +11,7 @@ namespace early_exit::detail {
 constexpr std::int64_t kLargestSide = 1 << 14;  // pixels
 constexpr std::size_t kMostChannels = 1 << 10;
 constexpr std::size_t kShortCharacters = 120;
+constexpr std::size_t kWholeMessage = 20000;  // where Python does not cut what it shows
 
 inline std::string shortened(const Json& value) {
   const std::string found = shown(value, kShortCharacters + 1);
@@ -105,8 +106,11 @@ inline bool is_true(const Json& value) {
 inline void check_ranges(const Preprocessing& found, const Json& value) {
   const auto [shorter, longer] = std::minmax(found.height, found.width);
   if (shorter < 1 || longer > kLargestSide) {
-    std::string size = shown(*value.find("image_size"), 200);
-    if (value.find("image_size")->is<List>()) {
+    const Json& given = *value.find("image_size");
+    std::string size = shown(given, kWholeMessage);
+    if (given.is<List>() && found.height == found.width) {
+      size = shown(given.as<List>().front(), kWholeMessage);
+    } else if (given.is<List>()) {
       size.front() = '(';
       size.back() = ')';
     }
@@ -115,11 +119,11 @@ inline void check_ranges(const Preprocessing& found, const Json& value) {
   }
   if (found.resize != "pillow-bicubic" && found.resize != "pillow-bilinear" &&
       found.resize != "crop" && found.resize != "none") {
-    throw UserInputError("resize is " + in_quotes(found.resize, 20000) +
+    throw UserInputError("resize is " + in_quotes(found.resize, kWholeMessage) +
                          "; expected one of pillow-bicubic, pillow-bilinear, crop, none");
   }
   if (found.resize_size < shorter || found.resize_size > kLargestSide) {
-    throw UserInputError("resize size is " + shown(*value.find("resize_size"), 20000) +
+    throw UserInputError("resize size is " + shown(*value.find("resize_size"), kWholeMessage) +
                          "; expected at least the image size " + std::to_string(shorter) +
                          ", which is cut out of the resized picture, and at most " +
                          std::to_string(kLargestSide));
@@ -140,7 +144,7 @@ inline Preprocessing preprocessing_of(const Json& value) {
   check_fields(value);
   Preprocessing found;
   const Json& resize = *value.find("resize");
-  found.resize = resize.is<std::string>() ? resize.as<std::string>() : shown(resize, 20000);
+  found.resize = resize.is<std::string>() ? resize.as<std::string>() : shown(resize, kWholeMessage);
   found.resize_size = pixels(*value.find("resize_size"));
   found.mean = channel_values(value, *value.find("mean"));
   found.std = channel_values(value, *value.find("std"));
