@@ -280,6 +280,15 @@ def test_thresholds_that_are_set_hold_from_then_on(programs, library, unet, unet
     assert 0 not in done.exits
 
 
+def test_a_bar_is_compared_in_float64(programs, library, unet, tmp_path):
+    """In float32 0.7 is less than 0.7, and 0.8 is more than 0.8."""
+    np.save(tmp_path / "a.npy", crossing_bundle.images_with([[0.7, -1, -1], [0.8, -1, -1]]))
+    for bar, exits in (("0.7", [3, 0]), ("0.8,0.5,0.5", [3, 0])):
+        done = classified(programs, library, unet, tmp_path / "a.npy", "--thresholds", bar)
+        lines = [json.loads(line) for line in done.stdout.splitlines()[:-1]]
+        assert [line["exit"] for line in lines] == exits
+
+
 def test_pixels_are_normalised_to_the_same_bits(programs, library, unet, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 1, 2, 4), dtype=np.uint8)
     content = probed(programs, library, unet, pixels, "pixels", tmp_path)

@@ -1,11 +1,11 @@
-// Early exit without Python: runs a bundle of `python -m compress.export_trt`, and decides the same.
+// Early exit without Python: runs a bundle of `python -m compress.export_trt`, decides the same.
 //
 //     early_exit::Dispatcher dispatcher("digits.bundle");
 //     early_exit::Dispatched found = dispatcher.run(images, count);  // float32 (count, C, H, W)
 //     found.classes[0], found.exits[0], found.logits_of(0)
 //
 // C++17 and POSIX. One source, early_exit.cpp, is compiled along; nothing else is needed to build.
-// ONNX Runtime is looked for when a bundle is opened: libonnxruntime.so.1, of any version since 1.5.
+// ONNX Runtime is looked for when a bundle is opened: libonnxruntime.so.1, of 1.5 or later.
 //
 // What is refused, with what words, and every decision follow compress/runtime/*.py, which
 // tests/runtime/test_cpp.py compares case by case. Differences are told in docs/cpp.md.
@@ -77,7 +77,7 @@ struct Preprocessing {
   std::vector<double> mean, std;       // of values in [0, 1], one a channel
   bool untouched_at_size = false;
 
-  /// Whether a picture that has the input's size already is taken as it is, neither resized nor cut.
+  /// Whether a picture that has the input's size already is neither resized nor cut.
   bool leaves_its_size() const;
 };
 
@@ -114,7 +114,8 @@ struct Manifest {
   std::vector<TensorSpec> further_outputs() const;
   /// What lives on behind a segment, as it was made: the image, then what crosses.
   std::vector<TensorSpec> living(std::size_t segment) const;
-  /// Use other thresholds: one for all exits, or one for each. UserInputError where they do not fit.
+  /// Use other thresholds: one for all exits, or one for each.
+  /// UserInputError: they do not fit the exits, or lie outside [0, 1].
   void set_thresholds(const std::vector<double>& thresholds);
 };
 
@@ -123,7 +124,7 @@ struct Manifest {
 /// altered.
 Manifest read_manifest(const std::filesystem::path& bundle, bool check_files = true);
 
-/// Runs the segments of one bundle, in order, on one batch at a time: load, run(0), keep, run(1), …
+/// Runs the segments of one bundle, in order, on one batch at a time: load, run(0), keep, run(1)…
 /// Derive from it to run segments by something else than ONNX Runtime.
 class Backend {
  public:

@@ -3,7 +3,10 @@
 // All throw Unusable with a short sentence; who reads the file adds which file it was.
 #pragma once
 
+#include <limits>
+#include <optional>
 #include <type_traits>
+#include <utility>
 
 #include "shown.hpp"
 

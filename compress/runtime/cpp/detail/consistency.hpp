@@ -1,6 +1,7 @@
 // Do the segments of a manifest fit together, as those of one network, in their order?
 #pragma once
 
+#include <algorithm>
 #include <set>
 #include <unordered_map>
 #include <unordered_set>
@@ -120,7 +121,9 @@ inline void check_positions(const Manifest& manifest) {
       throw Unusable(segment.file + " has its exit at " +
                      (segment.at ? in_quotes(*segment.at) : "None"));
     }
-    if (segment.at && counts[*segment.at] > 1) throw Unusable("two exits at " + in_quotes(*segment.at));
+    if (segment.at && counts[*segment.at] > 1) {
+      throw Unusable("two exits at " + in_quotes(*segment.at));
+    }
   }
 }
 

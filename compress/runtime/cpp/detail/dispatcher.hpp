@@ -1,7 +1,9 @@
 // The host side of early exit: call the segments in order, stop at the first gate that fires.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <limits>
 
 #include "bundle.hpp"
@@ -188,7 +190,8 @@ const float* Dispatcher::run_segment(std::size_t segment, std::size_t images, Di
 
 void Dispatcher::copy_logits(std::size_t from, std::size_t to, Dispatched& found) {
   const std::size_t size = found.class_count;
-  if (size > 0) std::copy_n(backend_->logits() + from * size, size, found.logits.data() + to * size);
+  if (size == 0) return;
+  std::copy_n(backend_->logits() + from * size, size, found.logits.data() + to * size);
 }
 
 /// Let the results of an image that is not finite say so: NaN, or -1 of whole numbers.

@@ -5,7 +5,10 @@
 // the last counts. NaN and Infinity are refused.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <limits>
+#include <locale>
 #include <map>
 #include <sstream>
 #include <stdexcept>

@@ -89,7 +89,8 @@ inline Segment segment_of(const Json& value) {
     throw Unusable("file " + in_quotes(segment.file) + " is not a plain name that ends with .onnx");
   }
   if (!is_printable(segment.file) || !is_sha256(segment.sha256)) {
-    throw Unusable("file " + in_quotes(segment.file) + " with sha256 " + in_quotes(segment.sha256, 80));
+    throw Unusable("file " + in_quotes(segment.file) + " with sha256 " +
+                   in_quotes(segment.sha256, 80));
   }
   const Json& precision = member(value, "precision");
   segment.precision = precision.is<std::string>() ? precision.as<std::string>() : "";

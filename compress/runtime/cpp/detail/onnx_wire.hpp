@@ -2,11 +2,12 @@
 //
 // The sha256 of a segment covers its own file alone, so weights that lie elsewhere are weights that
 // nobody compared, and their names are paths that ONNX Runtime would open. The bytes are protobuf's
-// wire format (https://protobuf.dev/programming-guides/encoding) of the messages of onnx.proto; only
-// fields that lead to tensors are entered.
+// wire format (https://protobuf.dev/programming-guides/encoding) of the messages of onnx.proto;
+// only fields that lead to tensors are entered.
 #pragma once
 
 #include <optional>
+#include <string>
 
 #include "json.hpp"
 

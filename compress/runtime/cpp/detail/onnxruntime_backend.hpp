@@ -5,7 +5,6 @@
 // rows of those that live on move up where they lie.
 #pragma once
 
-#include <atomic>
 #include <cstring>
 #include <unordered_map>
 
@@ -75,7 +74,8 @@ class OnnxRuntimeBackend : public Backend {
       unsigned char* bytes = bytes_of(ran_, spec);
       const std::size_t size = spec.image_bytes();
       for (std::size_t place = 0; place < rows.size(); ++place) {  // ascending: none is overwritten
-        if (place != rows[place]) std::memcpy(bytes + place * size, bytes + rows[place] * size, size);
+        if (place == rows[place]) continue;
+        std::memcpy(bytes + place * size, bytes + rows[place] * size, size);
       }
     }
     rows_ = rows.size();

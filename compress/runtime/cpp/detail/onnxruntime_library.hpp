@@ -94,9 +94,10 @@ class OnnxRuntimeLibrary {
  public:
   Slot<2, const char*(const OrtStatus*)> error_message{table_};
   Call<3, int, const char*, OrtEnv**> create_env{table_};
-  Call<7, const OrtEnv*, const char*, const OrtSessionOptions*, OrtSession**> create_session{table_};
-  Call<9, OrtSession*, const OrtRunOptions*, const char* const*, const OrtValue* const*, std::size_t,
-       const char* const*, std::size_t, OrtValue**>
+  Call<7, const OrtEnv*, const char*, const OrtSessionOptions*, OrtSession**>
+      create_session{table_};
+  Call<9, OrtSession*, const OrtRunOptions*, const char* const*, const OrtValue* const*,
+       std::size_t, const char* const*, std::size_t, OrtValue**>
       run{table_};
   Call<10, OrtSessionOptions**> create_session_options{table_};
   Call<22, OrtSessionOptions*, int> set_log_severity{table_};

@@ -1,6 +1,10 @@
 // Sessions of ONNX Runtime on the CPU, with the options that Python's have, of the files meant.
 #pragma once
 
+#include <algorithm>
+#include <iterator>
+#include <map>
+
 #include "manifest.hpp"
 #include "onnxruntime_library.hpp"
 

@@ -2,9 +2,10 @@
 #pragma once
 
 #include <algorithm>
+#include <tuple>
 
-#include "checks.hpp"
 #include "../early_exit.hpp"
+#include "checks.hpp"
 
 namespace early_exit::detail {
 

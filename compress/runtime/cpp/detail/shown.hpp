@@ -2,14 +2,16 @@
 #pragma once
 
 #include <cmath>
+#include <cstdlib>
 #include <iomanip>
+#include <type_traits>
 
 #include "json.hpp"
 
 namespace early_exit::detail {
 
-/// Whether a character can be printed, by its number in Unicode: no control, no format character, no
-/// half of a surrogate pair, none of private use, no space but the plain one. Which numbers are
+/// Whether a character can be printed, by its number in Unicode: no control, no format character,
+/// no half of a surrogate pair, none of private use, no space but the plain one. Which numbers are
 /// given to a character changes with the year, so one that is not yet given counts as printable.
 inline bool is_printable(std::uint32_t code) {
   constexpr std::uint32_t unprintable[][2] = {
@@ -85,7 +87,7 @@ inline void append_escape(std::string& found, std::uint32_t code) {
   for (int shift = 4 * (digits - 1); shift >= 0; shift -= 4) found += hex[code >> shift & 0xF];
 }
 
-/// Append what a text is in quotes; much longer ones than `most` characters are not read to the end.
+/// Append a text in quotes; one much longer than `most` characters is not read to the end.
 inline void append_quoted(std::string& found, std::string_view text, std::size_t most) {
   const bool has_quote = text.find('\'') != std::string_view::npos;
   const char mark = has_quote && text.find('"') == std::string_view::npos ? '"' : '\'';

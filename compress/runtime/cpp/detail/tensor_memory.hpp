@@ -1,8 +1,10 @@
 // Memory of the tensors that cross between segments: those that never live at once share a place.
 #pragma once
 
+#include <algorithm>
 #include <cstdlib>
 #include <map>
+#include <memory>
 #include <new>
 #include <set>
 

@@ -1,6 +1,7 @@
-// Images from files: .npy of prepared images or of pixels, .ppm and .pgm pictures of the right size.
+// Images of files: .npy of prepared images or of pixels, .ppm and .pgm pictures of the right size.
 #pragma once
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <string>
@@ -106,7 +107,9 @@ class ImageReader {
   std::vector<Value> content(const std::filesystem::path& path, std::ifstream& file,
                              std::size_t count) const {
     const std::size_t elements = manifest_.image().elements();
-    if (count > kMaxBytes / sizeof(Value) / elements) refuse(path, "is too large; give it in parts");
+    if (count > kMaxBytes / sizeof(Value) / elements) {
+      refuse(path, "is too large; give it in parts");
+    }
     const std::uintmax_t expected =
         static_cast<std::uintmax_t>(file.tellg()) + count * elements * sizeof(Value);
     if (std::filesystem::file_size(path) != expected) {
@@ -133,7 +136,9 @@ class ImageReader {
   }
 
   Images picture(const std::filesystem::path& path, std::ifstream& file) const {
-    if (!manifest_.preprocessing) refuse(path, "is a picture, and the bundle takes prepared images");
+    if (!manifest_.preprocessing) {
+      refuse(path, "is a picture, and the bundle takes prepared images");
+    }
     if (!manifest_.preprocessing->leaves_its_size()) {
       refuse(path, "would be resized first, which only Python does; give prepared images, float32 "
                    "in .npy files");
