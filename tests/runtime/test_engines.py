@@ -236,6 +236,7 @@ HERE = {
         pytest.param({"device": replace(ORIN, compute_capability="7.2")}, False, id="generation"),
         pytest.param({"device": replace(ORIN, name="Xavier")}, False, id="another GPU"),
         pytest.param({"device": DeviceInfo("Orin", "8.7", 8, 7.4, 1020)}, False, id="Orin Nano"),
+        pytest.param({"device": replace(ORIN, multiprocessors=14)}, False, id="parts are off"),
         pytest.param({"device": DeviceInfo("Orin", "8.7", 16, 30.0, 1300)}, False, id="half of it"),
         pytest.param({"device": replace(ORIN, memory_gib=60.9)}, True, id="another system"),
         pytest.param({"device": DeviceInfo("Orin", "8.7")}, True, id="of an earlier version"),

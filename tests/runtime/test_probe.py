@@ -114,6 +114,26 @@ def test_images_that_compaction_mixes_up_are_found(tmp_path):
         tested.check(tmp_path / "b")
 
 
+def test_images_that_leave_elsewhere_than_their_gates_say_are_counted(tmp_path):
+    manifest = write_bundle(tmp_path / "b")
+    write_manifest(with_probe(images_with(GATES), manifest, tmp_path / "b"), tmp_path / "b")
+    with Dispatcher(tmp_path / "b") as dispatcher:
+        dispatcher._bars = [1.0, 1.0]  # a fault in what decides: nobody leaves
+        tested = self_test(dispatcher, probe_of(tmp_path / "b"))
+    assert tested.wrong_exits == 6
+    assert not tested.passed
+
+
+def test_a_gate_at_its_threshold_may_fall_either_way(tmp_path):
+    manifest = write_bundle(tmp_path / "b")
+    images = images_with([(0.51, 0), (0.49, 0), (0.9, 0)])
+    write_manifest(with_probe(images, manifest, tmp_path / "b"), tmp_path / "b")
+    with Dispatcher(tmp_path / "b", thresholds=[0.5, 0.25]) as dispatcher:
+        dispatcher._bars = [1.0, 1.0]
+        tested = self_test(dispatcher, probe_of(tmp_path / "b"))
+    assert tested.wrong_exits == 1  # the clear one: 0.02 is what float32 may differ by
+
+
 def test_a_network_where_several_tensors_cross(tmp_path):
     manifest = crossing_bundle.write_bundle(tmp_path / "unet")
     gates = np.array([[0.9, 0, 0], [0, 0.9, 0], [0, 0, 0.9], [0, 0, 0]] * 3)
