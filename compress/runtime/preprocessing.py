@@ -160,8 +160,8 @@ class Preprocessing:
                 image_size=value["image_size"],
                 resize=str(value["resize"]),
                 resize_size=_whole(value["resize_size"]),
-                mean=tuple(map(float, value["mean"])),
-                std=tuple(map(float, value["std"])),
+                mean=_numbers(value["mean"]),
+                std=_numbers(value["std"]),
                 untouched_at_size=bool(value.get("untouched_at_size", False)),
             )
         except (TypeError, ValueError, OverflowError) as err:
@@ -188,6 +188,13 @@ def _side(value: Any) -> Side:
         raise UserInputError(f"image size is {_short(value)}; expected a side, or height and width")
     height, width = map(_whole, value)
     return height if height == width else (height, width)
+
+
+def _numbers(value: Any) -> Tuple[float, ...]:
+    """Return numbers of a list; text is none, though Python could make some of it."""
+    if isinstance(value, str) or any(isinstance(each, (str, bool)) for each in value):
+        raise TypeError(f"{value!r:.60} in place of numbers")
+    return tuple(map(float, value))
 
 
 def _whole(value: Any) -> int:

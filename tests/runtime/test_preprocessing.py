@@ -95,6 +95,8 @@ def test_what_was_written_before_there_was_a_choice_is_read_as_it_was() -> None:
         pytest.param({"mean": [0.0]}, "one finite number a channel", id="lengths differ"),
         pytest.param({"std": [1, 1, float("nan")]}, "above 0", id="not a number"),
         pytest.param({"mean": None}, "expected numbers", id="none"),
+        pytest.param({"mean": "555"}, "expected numbers", id="text for a list"),
+        pytest.param({"std": ["0.5", "0.5", "0.5"]}, "expected numbers", id="text in a list"),
         pytest.param({"resize": "nearest"}, "expected one of", id="unknown filter"),
     ],
 )
