@@ -12,6 +12,7 @@ from compress.checkpoint import save
 from compress.data.spec import load_data
 from compress.exits.__main__ import main
 from compress.models.early_exit import EarlyExitNetwork
+from compress.models.gfnet import GFNet
 from tests.exit_networks import resnet
 from tests.networks import trained_like
 from tests.tapped_networks import Uncuttable, unet
@@ -119,3 +120,39 @@ def test_a_network_that_cannot_be_cut(tmp_path: Path, capsys: pytest.CaptureFixt
     words = [str(tmp_path / "one.pth"), "--model", "tests.tapped_networks:Uncuttable"]
     assert main(["list", *words, "--input-size", "16"]) == 3
     assert "has no module behind which an exit could stand" in capsys.readouterr().err
+
+
+def test_a_gfnet_keeps_its_published_form(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    network = GFNet(image_size=16, patch_size=4, width=16, depth=3, num_classes=10)
+    path = compress.save(network, tmp_path / "gfnet.pth")
+    words = ["train", str(path), *CHEAP, "--json", "-o", str(tmp_path / "dynn.pth")]
+    assert main([*words, "--at", "0,1", "--head-warmup-epochs", "1"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["schema"] == "compress.train_exits/1"
+    assert report["exits"] == [0, 1]
+    dynamic = compress.load(tmp_path / "dynn.pth")
+    assert dynamic.arch == "gfnet_dynn"
+    assert dynamic.config["exits"] == [0, 1]
+    for name, tensor in network.state_dict().items():  # the backbone rests
+        assert torch.equal(dynamic.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--at", "0,2"], "exit position 2 is the last block"),
+        (["--at", "1,1"], "repeat themselves"),
+        (["--at", "0", "--cost-lambda", "-1"], "cost_lambda is -1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_options_of_a_gfnet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    network = GFNet(image_size=16, patch_size=4, width=16, depth=3, num_classes=10)
+    path = compress.save(network, tmp_path / "gfnet.pth")
+    assert main(["train", str(path), *CHEAP, *options]) == 3
+    assert message in capsys.readouterr().err

@@ -241,6 +241,7 @@ MAY_WRITE = {
     "export/lower_file.py": {"write_bytes"},
     "export/onnx_file.py": {"write_bytes"},
     "benchmark/memory.py": {"write_text"},
+    "runtime/probe.py": {"write_bytes"},
     "runtime/tensorrt_compiler.py": {"write_bytes"},
 }
 

@@ -249,28 +249,9 @@ def test_help_loads_nothing_heavy() -> None:
     assert "examples:" in done.stdout
 
 
-def test_early_exits_through_the_door(tmp_path, capsys):
-    torch.manual_seed(0)
-    network = GFNet(image_size=16, patch_size=4, width=16, depth=3, num_classes=10)
-    path = compress.save(network, tmp_path / "gfnet.pth")
-    arguments = [str(path), "--data", "digits", "--exits", "0,1", "--epochs", "2", "-q"]
-    assert finetune.main([*arguments, "--json", "-o", str(tmp_path / "run")]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["schema"] == "compress.train_exits/1"
-    assert report["exits"] == [0, 1]
-    dynamic = compress.load(tmp_path / "run" / "best.pth")
-    assert dynamic.config["exits"] == [0, 1]
-    for name, tensor in network.state_dict().items():  # the backbone rests
-        assert torch.equal(dynamic.state_dict()[name], tensor), name
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--exits", "0,2"], "exit position 2 is the last block"),
-        (["--exits", "1,1"], "repeat themselves"),
-        (["--exits", "0", "--cost-lambda", "-1"], "cost_lambda is -1"),
-        (["--exits", "0", "--teacher", "x.pth"], "--teacher was given with --exits"),
         (["--image-size", "26"], "not divisible by the patch size 4"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -134,7 +134,7 @@ def check_ratio(pruning_ratio: float) -> None:
     if not 0 <= pruning_ratio < 1:  # NaN fails this too
         meant = f"; did you mean {pruning_ratio / 100:g}?" if 1 < pruning_ratio < 100 else ""
         raise UserInputError(
-            f"--ratio is {pruning_ratio:g}; expected 0 <= ratio < 1, the share of channels to "
+            f"--ratio is {pruning_ratio}; expected 0 <= ratio < 1, the share of channels to "
             f"remove{meant}"
         )
 

@@ -763,8 +763,9 @@ def test_every_source_is_in_the_wheel():
     root = SOURCES.parents[2]
     config = configparser.ConfigParser()
     config.read(root / "setup.cfg")
-    patterns = config["options.package_data"]["compress.runtime"].split(",")
-    packed = {path for each in patterns for path in SOURCES.parent.glob(each.strip())}
+    patterns = config["options.package_data"]["compress.runtime"].split()
+    packed = {path for each in patterns for path in SOURCES.parent.glob(each)}
+    packed = {path for path in packed if SOURCES in path.parents}
     assert packed == {path for path in SOURCES.rglob("*") if path.is_file()}
     assert {path.suffix for path in packed} == {".hpp", ".cpp", ".txt"}
 
