@@ -69,6 +69,7 @@ WAYS = {
 }
 PLANS: dict[str, dict[str, Any]] = {
     "drop 0.5": {"objective": Objective(kind="max-drop", value=0.5)},
+    "drop 3": {"objective": Objective(kind="max-drop", value=3.0)},
     "risk 0.02": {"risk": Risk(loss="consistency", risk=0.02, confidence=0.95)},
 }
 PRECISIONS = ("fp32", "int8")
