@@ -30,8 +30,8 @@ from compress.runtime.exit_spelling import (
     last_position,
     spelled,
 )
-from compress.runtime.manifest import Manifest
-from compress.runtime.onnxruntime_session import SLOWER
+from compress.runtime.manifest import Manifest, Segment
+from compress.runtime.onnxruntime_session import turned_off
 
 __all__ = [
     "HOST_LOOP",
@@ -124,7 +124,7 @@ def profile_operators(
     """
     with TemporaryDirectory(prefix="compress-operators-") as folder:
         sessions = [
-            _profiling_session(bundle / segment.file, Path(folder) / segment.stem, threads)
+            _profiling_session(bundle, segment, Path(folder), threads)
             for segment in manifest.segments
         ]
         for image in images:
@@ -163,7 +163,8 @@ def operator_rows(trace: Path) -> Iterator[tuple[str, int, float]]:
         ) from err
 
 
-def _profiling_session(model: Path, prefix: Path, threads: int) -> Any:
+def _profiling_session(bundle: Path, segment: Segment, folder: Path, threads: int) -> Any:
+    model, half = bundle / segment.file, segment.precision == "fp16"
     ort = require("onnxruntime", "profiling operators")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -171,10 +172,13 @@ def _profiling_session(model: Path, prefix: Path, threads: int) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     options.enable_profiling = True
-    options.profile_file_prefix = str(prefix)
+    options.profile_file_prefix = str(folder / segment.stem)
     try:
         return ort.InferenceSession(
-            str(model), options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOWER
+            str(model),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=turned_off(half),
         )
     except Exception as err:  # ONNX Runtime has a class of its own per status code
         raise ToolchainError(

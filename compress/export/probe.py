@@ -42,7 +42,10 @@ def with_probe(images: NDArray[np.float32], manifest: Manifest, folder: Path) ->
 
 def _results(images: NDArray[np.float32], manifest: Manifest, folder: Path) -> tuple[Tensors, ...]:
     """Return the results of each segment, of all images."""
-    sessions = [onnx_session(folder / segment.file) for segment in manifest.segments]
+    sessions = [
+        onnx_session(folder / segment.file, half=segment.precision == "fp16")
+        for segment in manifest.segments
+    ]
     batch = manifest.batch[1]
     runs = [run_chain(sessions, images[i : i + batch]) for i in range(0, len(images), batch)]
     return tuple(
