@@ -13,6 +13,7 @@ import pytest
 import compress
 from compress.recipe.schema import read_recipe
 from compress.run import main
+from compress.runtime.exit_spelling import spelled
 from compress.runtime.manifest import read_manifest
 
 RECIPE = Path("recipes/quickstart.yaml")
@@ -87,7 +88,7 @@ def test_the_bundle_decides_as_torch_and_the_report_is_there(short_run):
         assert figures["same_decisions"] == figures["images"] == 450
     plan = json.loads((short_run / "gfnet" / "plan" / "dynn" / "plan.json").read_text())
     manifest = read_manifest(short_run / "gfnet" / "export" / "dynn" / "bundle")
-    assert [segment.blocks[1] - 1 for segment in manifest.segments[:-1]] == plan["exits"]
+    assert [spelled(segment.at) for segment in manifest.segments[:-1]] == plan["exits"]
     assert manifest.thresholds == plan["thresholds"]
     page = (short_run / "gfnet" / "report" / "report.html").read_text()
     assert "optimal stopping" in page

@@ -21,6 +21,7 @@ from compress.data.image_data import Preprocessing
 from compress.models.published import PUBLISHED
 from compress.recipe.schema import read_recipe
 from compress.run import main
+from compress.runtime.exit_spelling import spelled
 from compress.runtime.manifest import read_manifest
 
 RECIPES = {path.stem: path for path in Path("recipes").glob("*.yaml")}
@@ -196,7 +197,7 @@ class TestEarlyExits:
 def check_bundle(bundle: Path, key: str) -> None:
     """The exits and the threshold are the log's, and the target is a Jetson's TensorRT."""
     manifest = read_manifest(bundle)
-    assert [segment.blocks[1] - 1 for segment in manifest.segments[:-1]] == EXITS[key]
+    assert [spelled(segment.at) for segment in manifest.segments[:-1]] == EXITS[key]
     assert manifest.thresholds == [THRESHOLD[key]] * 3
     assert manifest.target == "jetpack6.2"
 
