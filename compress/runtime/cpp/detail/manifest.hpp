@@ -15,6 +15,7 @@ constexpr std::size_t kMaxRank = 8;
 constexpr std::size_t kMaxOutputs = 1 << 8;  // of a segment, and as many inputs
 constexpr std::size_t kMaxTensors = 1 << 13;  // of all segments
 constexpr std::int64_t kMaxOpset = 1 << 10;
+constexpr std::int64_t kMaxProbeImages = 8;
 constexpr std::int64_t kMaxBatch = 1 << 12;
 constexpr std::uint64_t kMaxBatchBytes = std::uint64_t{16} << 30;
 
@@ -112,6 +113,36 @@ inline std::pair<std::int64_t, std::int64_t> batch_of(const Json& value) {
   return batch;
 }
 
+/// What `[\w-][\w.-]{0,80}\.bin` matches, in ASCII.
+inline bool is_probe_file(const std::string& file) {
+  constexpr std::string_view suffix = ".bin";
+  constexpr std::string_view others = "_-.";
+  if (file.size() < 1 + suffix.size() || file.size() > 81 + suffix.size()) return false;
+  if (file.front() == '.') return false;
+  if (file.compare(file.size() - suffix.size(), suffix.size(), suffix) != 0) return false;
+  for (const char c : file) {
+    const bool is_alphanumeric =
+        (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
+    if (!is_alphanumeric && others.find(c) == std::string_view::npos) return false;
+  }
+  return true;
+}
+
+/// The probe is for whoever builds engines; here it must only be what Python would take.
+inline void check_probe(const Json* value) {
+  if (value == nullptr || value->is_null()) return;
+  const Json& probe = object(*value);
+  const std::string& file = text(member(probe, "file"));
+  const std::string& sha256 = text(member(probe, "sha256"));
+  if (!is_probe_file(file)) {
+    throw Unusable("probe " + in_quotes(file) + " is not a plain name that ends with .bin");
+  }
+  if (!is_sha256(sha256)) {
+    throw Unusable("probe " + in_quotes(file) + " with sha256 " + in_quotes(sha256, 80));
+  }
+  count(member(probe, "images"), 1, kMaxProbeImages);
+}
+
 inline Manifest manifest_of(const Json& value) {
   Manifest manifest;
   const Json& preprocessing = member(value, "preprocessing");
@@ -123,6 +154,7 @@ inline Manifest manifest_of(const Json& value) {
   manifest.opset = count(member(value, "opset"), 1, kMaxOpset);
   manifest.segments = items(member(value, "segments"), segment_of, false, kMaxSegments);
   for (const char* key : {"parity", "provenance", "notes"}) object(member(value, key));
+  check_probe(value.find("probe"));
   return manifest;
 }
 
