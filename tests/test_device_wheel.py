@@ -77,6 +77,7 @@ def test_the_doors_of_the_device_run_there(device, tmp_path):
 
 @pytest.mark.slow
 def test_the_doors_of_the_toolkit_say_what_they_need(device, tmp_path):
+    (tmp_path / "x.pth").write_bytes(b"not looked at")
     done = run(device, tmp_path, "-m", "compress.export_trt", "x.pth")
     assert done.returncode == 4
     assert "pip install 'early-exit-compress[toolkit]'" in done.stderr

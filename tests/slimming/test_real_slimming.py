@@ -42,6 +42,6 @@ def test_the_repair_saves_a_real_network_and_a_killed_run_goes_on(images, tmp_pa
     def again(*_):
         raise AssertionError("it was measured before")
 
-    for name in ("_slim", "_correct", "_latency"):
+    for name in ("_slim", "correct", "_latency"):
         monkeypatch.setattr(cifar10_resnet, name, again)
     assert measure(plan) == measured
