@@ -8,7 +8,7 @@ Names in the state_dict: `backbone.…`, `heads.{i}.…`, `gates.{i}.linear`, i 
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -126,11 +126,7 @@ class EarlyExitNetwork(WithExits):
             if leaves(score, bars[number]):
                 raise Left(logits, number)
 
-        try:
-            with tapped(self.backbone, self.at, see):
-                return logits_of(self.backbone(image)), len(self.gates)
-        except Left as left:
-            return left.logits, left.exit_number
+        return self._until_left(image, see)
 
     def run_until(self, image: Tensor, exit_number: int) -> Tensor:
         """Return the logits of one exit; see `WithExits.run_until`."""
@@ -141,11 +137,15 @@ class EarlyExitNetwork(WithExits):
             if number == exit_number:
                 raise Left(logits, number)
 
+        return self._until_left(image, see)[0]
+
+    def _until_left(self, image: Tensor, see: Callable[[int, Tensor], None]) -> tuple[Tensor, int]:
+        """Return the logits and the number of the exit at which `see` leaves, or the final ones."""
         try:
             with tapped(self.backbone, self.at, see):
-                return logits_of(self.backbone(image))
+                return logits_of(self.backbone(image)), len(self.gates)
         except Left as left:
-            return left.logits
+            return left.logits, left.exit_number
 
     def head_inputs(self, image: Tensor) -> list[Tensor]:
         """Return what each head keeps of its tap, and the final logits."""

@@ -10,7 +10,7 @@ is the final head. Names in the state_dict are the published ones: `intermediate
 `intermediate_heads_dist.{i}`, `gates.{i}.linear`, i the number of the exit.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -69,23 +69,16 @@ class GFNetDynn(WithExits, GFNet):
 
     def every_exit(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Run everything; see `WithExits.every_exit`."""
-        x, done = self.embed(image), 0
-        all_logits, gates = [], []
-        for i, position in enumerate(self.config["exits"]):
-            x, done = self.run_blocks(x, done, position + 1), position + 1
-            logits, gate = self.exit_outputs(i, x)
-            all_logits.append(logits)
-            gates.append(gate)
-        return [*all_logits, self.classify(self.pool(self.run_blocks(x, done)))], gates
+        tokens = self._tokens(image)
+        found = [self.exit_outputs(i, next(tokens)) for i in range(len(self.gates))]
+        final = self.classify(self.pool(next(tokens)))
+        return [*(logits for logits, _ in found), final], [gate for _, gate in found]
 
     def head_inputs(self, image: Tensor) -> list[Tensor]:
         """Return what the heads read: E+1 times (B, D), or (B, 2, D) of the distilled form."""
-        x = self.embed(image)
-        pooled, done = [], 0
-        for position in self.config["exits"]:
-            x, done = self.run_blocks(x, done, position + 1), position + 1
-            pooled.append(self.pool_exit(x))
-        return [*pooled, self.pool(self.run_blocks(x, done))]
+        tokens = self._tokens(image)
+        pooled = [self.pool_exit(next(tokens)) for _ in self.gates]
+        return [*pooled, self.pool(next(tokens))]
 
     def from_head_inputs(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return what `forward_all` returns, from what `head_inputs` returned."""
@@ -114,13 +107,12 @@ class GFNetDynn(WithExits, GFNet):
     ) -> tuple[Tensor, int]:
         """Run one image until a gate lets it go; see `WithExits.forward_early`."""
         bars = checked_bars(self, image, thresholds)
-        x, done = self.embed(image), 0
-        for i, (position, bar) in enumerate(zip(self.config["exits"], bars, strict=True)):
-            x, done = self.run_blocks(x, done, position + 1), position + 1
-            logits, gate = self.exit_outputs(i, x)
+        tokens = self._tokens(image)
+        for i, bar in enumerate(bars):
+            logits, gate = self.exit_outputs(i, next(tokens))
             if leaves(torch.sigmoid(gate).item(), bar):  # the one value an exit sends to the host
                 return logits, i
-        return self.classify(self.pool(self.run_blocks(x, done))), len(self.gates)
+        return self.classify(self.pool(next(tokens))), len(self.gates)
 
     @torch.inference_mode()
     def forward_early_batch(
@@ -149,13 +141,18 @@ class GFNetDynn(WithExits, GFNet):
 
     def run_until(self, image: Tensor, exit_number: int) -> Tensor:
         """Return the logits of one exit; see `WithExits.run_until`."""
+        tokens = self._tokens(image)
+        for i in range(min(exit_number + 1, len(self.gates))):
+            logits, _ = self.exit_outputs(i, next(tokens))
+        return logits if exit_number < len(self.gates) else self.classify(self.pool(next(tokens)))
+
+    def _tokens(self, image: Tensor) -> Iterator[Tensor]:
+        """Give the tokens (B, N, D) behind each exit's block, then the last; none is run ahead."""
         x, done = self.embed(image), 0
-        for i, position in enumerate(self.config["exits"][: exit_number + 1]):
+        for position in self.config["exits"]:
             x, done = self.run_blocks(x, done, position + 1), position + 1
-            logits, _ = self.exit_outputs(i, x)
-            if i == exit_number:
-                return logits
-        return self.classify(self.pool(self.run_blocks(x, done)))
+            yield x
+        yield self.run_blocks(x, done)
 
     def exit_outputs(self, i: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (B, K) and gate logit (B,) of exit `i` for the tokens (B, N, D) there."""
