@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import sys
-from typing import Any, Callable, List, Optional, Tuple, Union
+from typing import Any, Callable, List, Optional, Tuple
 
 from compress.errors import CompressError, ToolchainError, UserInputError, disk_error
 
@@ -20,7 +20,6 @@ __all__ = [
     "add_common_options",
     "one_or_each",
     "parse_numbers",
-    "parse_positions",
     "print_json",
     "print_report",
     "printable",
@@ -28,8 +27,6 @@ __all__ = [
 ]
 
 PROGRAM = "early-exit"  # what an installation calls `python -m compress`
-PATH = re.compile(r"\S{1,200}")
-BLOCK = re.compile(r"(?:blocks\.)?(0|[1-9][0-9]{0,5})")  # as compress.runtime.exit_spelling
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -61,29 +58,6 @@ def parse_numbers(text: Optional[str], option: str, kind: type) -> Optional[Tupl
         return tuple(kind(part) for part in text.split(","))
     except ValueError as err:
         raise UserInputError(f"{option} is {text!r}; expected numbers, such as 7,8,9") from err
-
-
-def parse_positions(text: Optional[str], option: str) -> Optional[Tuple[Any, ...]]:
-    """Return where exits stand by "7,8" or "layer1.8,layer2.4"; None of None.
-
-    A position is the number of a block, or the path of a module as the network names it;
-    `blocks.7` is 7.
-
-    Raises:
-        UserInputError: there is nothing between two commas, or what cannot be a path.
-    """
-    if text is None:
-        return None
-    found: List[Union[int, str]] = []
-    for token in map(str.strip, text.split(",")):
-        if not PATH.fullmatch(token) or not token.isprintable():
-            raise UserInputError(
-                f"{option} is {text!r:.200}; expected blocks or paths of modules between commas, "
-                "such as 7,8,9 or layer1.8,layer2.4"
-            )
-        block = BLOCK.fullmatch(token)
-        found.append(int(block[1]) if block else token)
-    return tuple(found)
 
 
 def one_or_each(numbers: Optional[Tuple[Any, ...]]) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from compress.cli import parse_numbers
 from compress.errors import UserInputError
+from compress.runtime.exit_spelling import Position, position_of, spelled
 
 if TYPE_CHECKING:
     from compress.opened import Opening
@@ -20,6 +21,7 @@ __all__ = [
     "add_opening",
     "cache_of",
     "opening_of",
+    "parse_positions",
     "parse_shape",
 ]
 
@@ -93,6 +95,31 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
 def cache_of(options: argparse.Namespace) -> Path | str | None:
     """Return the folder of decoded images, or "off"; None for the usual folder."""
     return options.cache if options.cache in (None, "off") else Path(options.cache)
+
+
+def parse_positions(text: str | None, option: str) -> tuple[Position, ...] | None:
+    """Return where exits stand by "7,8" or "layer1.8,layer2.4"; None of None.
+
+    A position is the number of a block, or the path of a module as the network names it;
+    `blocks.7` is 7.
+
+    Raises:
+        UserInputError: there is nothing between two commas, or what cannot be a path.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(_position(token.strip()) for token in text.split(","))
+    except ValueError as err:
+        raise UserInputError(
+            f"{option} is {text!r:.200}; expected blocks or paths of modules between commas, "
+            "such as 7,8,9 or layer1.8,layer2.4"
+        ) from err
+
+
+def _position(token: str) -> Position:
+    block = spelled(f"blocks.{token}")
+    return block if isinstance(block, int) else position_of(token)
 
 
 def parse_shape(text: str | None) -> tuple[int | None, tuple[int, int] | None]:

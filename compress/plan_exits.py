@@ -10,11 +10,10 @@ from compress.cli import (
     add_common_options,
     one_or_each,
     parse_numbers,
-    parse_positions,
     print_json,
     run_door,
 )
-from compress.door_options import add_data, add_opening, cache_of, opening_of
+from compress.door_options import add_data, add_opening, cache_of, opening_of, parse_positions
 from compress.errors import UserInputError
 from compress.files import check_output, check_readable
 

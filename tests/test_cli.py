@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from compress.cli import add_common_options, parse_positions, print_json, run_door
+from compress.cli import add_common_options, print_json, run_door
+from compress.door_options import parse_positions
 from compress.errors import (
     AccuracyError,
     CompressError,

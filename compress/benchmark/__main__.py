@@ -8,11 +8,10 @@ from compress.cli import (
     HelpFormatter,
     add_common_options,
     parse_numbers,
-    parse_positions,
     print_report,
     run_door,
 )
-from compress.door_options import add_data, add_opening, cache_of, opening_of
+from compress.door_options import add_data, add_opening, cache_of, opening_of, parse_positions
 
 __all__ = ["main"]
 

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 from compress.cli import (
     HelpFormatter,
     add_common_options,
-    parse_positions,
     print_json,
     print_report,
     run_door,
 )
-from compress.door_options import add_data, add_opening, cache_of, opening_of
+from compress.door_options import add_data, add_opening, cache_of, opening_of, parse_positions
 from compress.errors import UserInputError
 from compress.files import check_readable
 from compress.finetune_options import add_exit_settings, add_settings, exit_config
