@@ -5,12 +5,10 @@ types weakly: there a cast binds nobody, so it must be told layer by layer. The 
 inputs, weights and casts; every other operator gives the float type that it is given.
 """
 
-import mmap
-import os
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
-from compress.runtime.onnx_wire import Span, fields
+from compress.runtime.onnx_wire import Span, fields, mapped
 
 __all__ = ["Float32Node", "float32_nodes"]
 
@@ -49,13 +47,9 @@ def float32_nodes(path: Path) -> List[Float32Node]:
         ValueError: the file is no ONNX file.
         OSError: it cannot be read.
     """
-    with open(str(path), "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if not size:
-            raise ValueError("it is empty")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            graphs = list(_spans(content, (0, size), GRAPH))
-            return [node for graph in graphs for node in _found(content, graph)]
+    with mapped(path) as (content, span):
+        graphs = list(_spans(content, span, GRAPH))
+        return [node for graph in graphs for node in _found(content, graph)]
 
 
 def _found(content: Any, graph: Span) -> Iterator[Float32Node]:

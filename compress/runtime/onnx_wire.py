@@ -9,10 +9,11 @@ in another way than this does, such as groups, counts as damaged.
 
 import mmap
 import os
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterator, Tuple, Union
 
-__all__ = ["Span", "fields", "has_external_data"]
+__all__ = ["Span", "fields", "has_external_data", "mapped"]
 
 # Fields by number, of each message, and the message that each holds.
 CHILDREN: Dict[str, Dict[int, str]] = {
@@ -39,12 +40,24 @@ def has_external_data(path: Path) -> bool:
         ValueError: the file is no ONNX file.
         OSError: it cannot be read.
     """
+    with mapped(path) as (content, span):
+        return _finds_external(content, "model", span, MAX_DEPTH)
+
+
+@contextmanager
+def mapped(path: Path) -> Iterator[Tuple[Any, Span]]:
+    """Give the bytes of a file, mapped to memory, and the span of all of them.
+
+    Raises:
+        ValueError: the file is empty.
+        OSError: it cannot be read.
+    """
     with open(str(path), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if not size:
             raise ValueError("it is empty")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return _finds_external(content, "model", (0, size), MAX_DEPTH)
+            yield content, (0, size)
 
 
 def _finds_external(content: Any, message: str, span: Span, depth: int) -> bool:
