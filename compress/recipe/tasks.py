@@ -27,6 +27,7 @@ from compress.slimming.candidates import Mending
 from compress.slimming.job import SlimJob, slim_checkpoint
 from compress.slimming.slim import SlimOptions
 from compress.slimming.sparsity import gamma_sparsity, save_gamma_histogram
+from compress.training.batches import first_image
 from compress.training.config import TrainingConfig
 from compress.training.distillation import distillation
 from compress.training.distillation_config import DistillationConfig
@@ -142,10 +143,8 @@ def _fit(
 def _exits(context: Context, recipe: Recipe, data: ImageData, progress: bool) -> dict[str, Any]:
     network = network_of(context, context.only_input.path("checkpoint"))
     options = context.task.options
-    first = torch.zeros(1, dtype=torch.int64)
-    image = data.normalize(data.splits["train"].images(first))
     model = network_with_exits(
-        network, options["positions"], image, head=options["head"], seed=recipe.seed
+        network, options["positions"], first_image(data), head=options["head"], seed=recipe.seed
     )
     config = ExitTrainingConfig(seed=recipe.seed, **_settings(context, ExitTrainingConfig))
     result = train_exits(

@@ -23,6 +23,7 @@ __all__ = [
     "Prepare",
     "TrainingData",
     "derived_seed",
+    "first_image",
     "plan_batches",
     "prepare_images",
 ]
@@ -68,6 +69,11 @@ class Batch:
 
 Prepare = Callable[[Tensor, Tensor, int], Batch]
 """From (images, labels, seed), on the device of training, to a batch."""
+
+
+def first_image(data: TrainingData) -> Tensor:
+    """Return the first training image as the network reads it, (1, C, H, W)."""
+    return data.normalize(data.splits["train"].images(torch.zeros(1, dtype=torch.int64)))
 
 
 def prepare_images(data: TrainingData, augment: Callable[..., Any] | None = None) -> Prepare:

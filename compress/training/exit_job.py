@@ -9,9 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from compress.checkpoint import save
 from compress.data.augment import Augment, AugmentConfig
 from compress.data.image_data import ImageData
@@ -23,6 +20,7 @@ from compress.models.with_exits import WithExits
 from compress.opened import Opening, check_classes, open_checkpoint
 from compress.runtime.exit_spelling import Position, path_of
 from compress.training.augmentations import augmentation
+from compress.training.batches import first_image
 from compress.training.exit_config import ExitTrainingConfig
 from compress.training.exit_outcomes import (
     ExitOutcomes,
@@ -183,7 +181,7 @@ def train_exits_checkpoint(job: ExitJob, data: ImageData | None = None) -> ExitR
     _check_splits(data)
     check_classes(network.model, data, known=network.classes)
     model = network_with_exits(
-        network.model, job.exits, _one(data), head=job.head, seed=job.config.seed
+        network.model, job.exits, first_image(data), head=job.head, seed=job.config.seed
     )
     before = {split: _accuracy(job, model, data, split) for split in _measured(data)}
     source = {"path": str(job.checkpoint), "sha256": checkpoint.sha256}
@@ -207,10 +205,6 @@ def train_exits_checkpoint(job: ExitJob, data: ImageData | None = None) -> ExitR
     report = _report(job, model, data, result, before=before, source=source)
     write_json(job.folder / "report.json", report.to_dict())
     return report
-
-
-def _one(data: ImageData) -> Tensor:
-    return data.normalize(data.splits["train"].images(torch.zeros(1, dtype=torch.int64)))
 
 
 def _check_splits(data: ImageData) -> None:

@@ -26,7 +26,7 @@ from torch import nn
 
 from compress.errors import UserInputError
 from compress.models.with_exits import WithExits
-from compress.training.batches import TrainingData, plan_batches
+from compress.training.batches import TrainingData, first_image, plan_batches
 from compress.training.exit_config import ExitTrainingConfig
 from compress.training.exit_costs import ExitCosts, exit_costs
 from compress.training.exit_objectives import head_warmup_objective, joint_objective
@@ -299,9 +299,7 @@ def is_gate(name: str) -> bool:
 
 
 def _image_shape(data: TrainingData) -> tuple[int, int, int]:
-    split = data.splits["train"]
-    one = data.normalize(split.images(torch.zeros(1, dtype=torch.int64)))
-    _, channels, height, width = one.shape
+    _, channels, height, width = first_image(data).shape
     return channels, height, width
 
 

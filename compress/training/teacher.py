@@ -19,6 +19,7 @@ from compress.errors import UserInputError
 from compress.measure.accuracy import Accuracy, evaluate_accuracy
 from compress.models.outputs import logits_of
 from compress.opened import Opened
+from compress.training.batches import first_image
 
 __all__ = ["Teacher", "teacher_from"]
 
@@ -142,7 +143,7 @@ def _as_it_is(images: Tensor) -> Tensor:
 
 
 def _check_logits(teacher: Teacher, data: ImageData) -> None:
-    image = data.normalize(data.splits["train"].images(torch.zeros(1, dtype=torch.int64)))
+    image = first_image(data)
     name = teacher.source["path"]
     try:
         logits = teacher(image)
